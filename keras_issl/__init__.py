@@ -1,0 +1,46 @@
+"""Invariant self-supervised learning (CISSL, DISSL) on Keras 3: JAX, TensorFlow and PyTorch."""
+
+from keras_issl import _backend  # noqa: F401, I001  first: it chooses the backend before Keras is imported
+
+from keras_issl import (
+    augmentations,
+    callbacks,
+    datasets,
+    distribution,
+    encoders,
+    features,
+    heads,
+    losses,
+    objectives,
+    probes,
+    recipes,
+    report,
+    testing,
+)
+from keras_issl.features import Features, extract_features
+from keras_issl.pretraining import Pretrainer
+from keras_issl.zoo.format import save_preset
+from keras_issl.zoo.loading import from_preset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Features",
+    "Pretrainer",
+    "augmentations",
+    "callbacks",
+    "datasets",
+    "distribution",
+    "encoders",
+    "extract_features",
+    "features",
+    "from_preset",
+    "heads",
+    "losses",
+    "objectives",
+    "probes",
+    "recipes",
+    "report",
+    "save_preset",
+    "testing",
+]

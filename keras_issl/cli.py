@@ -1,0 +1,195 @@
+"""The command line: parses, calls the library, prints."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury the first lines
+
+
+def say(line=""):
+    """Prints a line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="keras-issl", description="Self-supervised pre-training (DISSL, CISSL, SimCLR) and probing on your images."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    sources = "'digits' (scikit-learn's scanned digits), a folder of images, Parquet files, 'tfds:NAME' or 'hf:NAME'"
+
+    p = commands.add_parser("pretrain", help="train an encoder without labels")
+    p.add_argument("data", nargs="?", default="digits", help=f"{sources}; default: digits")
+    p.add_argument("--compare", action="store_true", help="train SimCLR, CISSL and DISSL alike and print one table")
+    p.add_argument("--objective", default="dissl", choices=("dissl", "cissl", "simclr"))
+    p.add_argument("--encoder", choices=("narrow", "resnet18", "resnet50"), help="default: narrow, trains on a CPU")
+    p.add_argument("--image-size", type=int, help="side in pixels that images are stored and trained at")
+    p.add_argument("--epochs", type=int)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--learning-rate", type=float)
+    p.add_argument("--num-classes", type=int, help="DISSL's equivalence classes C")
+    p.add_argument("--precision", choices=("float32", "mixed_bfloat16"))
+    p.add_argument("--seed", type=int)
+    p.add_argument("--split", default="train")
+    p.add_argument("--test-split", default="test", help="for --compare")
+    p.add_argument("--draws", type=int, default=10, help="random draws of labels for --compare")
+    p.add_argument("--limit", type=int, help="use only so many images")
+    p.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
+    p.add_argument("--out", help="run folder; default: runs/DATA-OBJECTIVE-TIME")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    p.set_defaults(run=_pretrain)
+
+    p = commands.add_parser("probe", help="fit a linear probe on the features of a preset")
+    p.add_argument("preset", help="preset folder or run folder")
+    p.add_argument("data", nargs="?", default="digits", help=sources)
+    p.add_argument("--split", default="train")
+    p.add_argument("--test-split", default="test")
+    p.add_argument("--shots", type=int, nargs="*", default=[], help="labels a class, beside all labels")
+    p.add_argument("--draws", type=int, default=10)
+    _encoding_options(p)
+    p.set_defaults(run=_probe)
+
+    p = commands.add_parser("features", help="write the features of a dataset")
+    p.add_argument("preset", help="preset folder or run folder")
+    p.add_argument("data", help=sources)
+    p.add_argument("out", help="an .npz file to make")
+    p.add_argument("--split")
+    _encoding_options(p)
+    p.set_defaults(run=_features)
+    return parser
+
+
+def _encoding_options(parser):
+    parser.add_argument("--image-size", type=int, help="default: the size the preset was trained at")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--limit", type=int, help="use only so many images")
+    parser.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
+
+
+def _load(args, split, image_size=None):
+    from keras_issl import datasets
+
+    on_error = "skip" if args.skip_broken else "raise"
+    data = datasets.load(args.data, split=split, image_size=image_size, on_error=on_error, limit=args.limit)
+    shape = "x".join(map(str, data.image_shape))
+    say(f"data: {data.name}, {len(data):,} images {shape}" + (f", {len(data.skipped)} skipped" if data.skipped else ""))
+    return data
+
+
+def _pretrain(args):
+    from keras_issl import comparison, recipes, runs
+
+    asked = {
+        name: getattr(args, name)
+        for name in ("epochs", "batch_size", "learning_rate", "precision", "seed")
+        if getattr(args, name) is not None
+    }
+    digits = args.data == "digits"
+    size = args.image_size or (None if digits else 32)
+    kind = "compare" if args.compare else args.objective
+    default_out = f"runs/{Path(args.data).name.replace(':', '-')}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = Path(args.out or default_out)
+    if args.resume and not args.out:
+        raise ValueError("--resume should come with --out, the folder of the run to go on with.")
+
+    def make_recipe(objective):
+        options = dict(asked)
+        if objective == "dissl" and args.num_classes is not None:
+            options["objective_args"] = {"num_classes": args.num_classes}
+        if digits and args.encoder is None and size is None:
+            return recipes.digits(objective, **options)
+        return recipes.small_images(objective, image_size=size or 8, encoder=args.encoder or "narrow", **options)
+
+    data = _load(args, args.split, size)
+    if args.compare:
+        test = _load(args, args.test_split, size)
+        result = comparison.compare(
+            make_recipe, data, test, out, objectives=("simclr", "cissl", "dissl"), draws=args.draws,
+            resume=args.resume, say=say,
+        )  # fmt: skip
+        if result is None:
+            say(f"Stopped. Everything so far is in {out}; the same command with --out {out} --resume goes on.")
+            return
+        say(f"\n{result.table()}\n\n{result.protocol}")
+        say(f"\nWritten to {out}: comparison.md, and one run folder per objective with its preset, history and curves.")
+        return
+    recipe = make_recipe(args.objective)
+    result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked)
+    state = f"stopped by {result.stopped_by} after" if result.stopped_by else "trained"
+    say(
+        f"{state} {result.finished_epochs} epochs in {result.seconds:.0f} s; written to {out}: "
+        "preset/ (the encoder), history.csv, curves.png, checkpoints/, run.json"
+    )
+
+
+def _encoder(args):
+    import json
+
+    import keras_issl
+
+    encoder = keras_issl.from_preset(args.preset)
+    folder = Path(args.preset)
+    folder = folder / "preset" if (folder / "preset" / "config.json").is_file() else folder
+    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    size = args.image_size
+    if size is None and args.data != "digits":
+        size = ((metadata.get("recipe") or {}).get("augmentation_args") or {}).get("size")
+    return encoder, size, metadata
+
+
+def _extract(args, encoder, data):
+    from keras_issl.features import extract_features
+
+    return extract_features(encoder, data, batch_size=args.batch_size)
+
+
+def _probe(args):
+    from keras_issl import probes, report
+
+    encoder, size, _ = _encoder(args)
+    train, test = (_extract(args, encoder, _load(args, split, size)) for split in (args.split, args.test_split))
+    scores = probes.few_shot(train, test, shots=(*args.shots, None), draws=args.draws)
+    rows = [
+        ["all" if k is None else str(k), f"{mean:.4f}" + (f" ± {sd:.4f}" if n > 1 else ""), str(n)]
+        for k, (mean, sd, n) in scores.items()
+    ]
+    say(report.table(["labels a class", "test top-1", "draws"], rows))
+    say("Linear probe; regularisation chosen on held-out training labels, test scored once per draw.")
+
+
+def _features(args):
+    out = Path(args.out)
+    if out.suffix != ".npz":
+        raise ValueError(f"`out` should end in .npz. Received: {args.out!r}")
+    if out.exists():
+        raise ValueError(f"`out` should not exist yet. Received: {args.out!r}")
+    encoder, size, _ = _encoder(args)
+    features = _extract(args, encoder, _load(args, args.split, size))
+    features.save(out)
+    say(f"{len(features):,} x {features.array.shape[1]} features written to {out}")
+
+
+def main(argv=None):
+    """Runs `keras-issl`; errors of the user's making are one line on stderr and exit status 2."""
+    args = _parser().parse_args(argv)
+    try:
+        from keras_issl import _backend
+
+        say(f"backend: {_backend.NAME} ({_backend.REASON})")
+        args.run(args)
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+        if os.environ.get("KERAS_ISSL_TRACEBACK"):
+            raise
+        print(f"keras-issl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("keras-issl: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Objectives side by side: one encoder, one budget, one probe, one table."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from keras_issl import probes, recipes, report, runs
+from keras_issl.features import Features, extract_features
+from keras_issl.zoo.format import write_json
+
+LABELS = {"simclr": "SimCLR", "cissl": "CISSL", "dissl": "DISSL"}
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Rows of a comparison, and the protocol behind them.
+
+    Attributes:
+        rows: A dict from the name of a representation to a dict from labels a class (`None`: all)
+            to (mean, standard deviation, draws) of test top-1.
+        protocol: One sentence.
+    """
+
+    rows: dict
+    protocol: str
+
+    def table(self):
+        """The comparison as a Markdown table, mean ± standard deviation over label draws."""
+        shots = list(next(iter(self.rows.values())))
+        titles = ["all labels" if k is None else f"{k} label{'s' * (k > 1)} a class" for k in shots]
+        lines = []
+        for name, row in self.rows.items():
+            cells = [f"{m:.3f}" + (f" ± {s:.3f}" if n > 1 else "") for m, s, n in (row[k] for k in shots)]
+            lines.append([name, *cells])
+        return report.table(["representation", *titles], lines)
+
+
+def pixels(data):
+    """Raw pixels of an `ImageDataset` as `Features`, in [0, 1]."""
+    flat = np.asarray(data.images, "float32").reshape(len(data), -1) / 255
+    return Features(flat, data.labels, {"encoder": "raw pixels", "dataset": data.name})
+
+
+def compare(
+    make_recipe,
+    train,
+    test,
+    out,
+    *,
+    objectives=tuple(LABELS),
+    shots=(1, 5, 10, None),
+    draws=10,
+    resume=False,
+    say=print,
+):
+    """Pre-trains one encoder per objective and probes them all, beside raw pixels and the untrained encoder.
+
+    Every run starts from the same initial encoder. Training sees the images of `train` without
+    labels; the probe sees labels of `train` only, and scores `test` once for each draw of labels.
+
+    Args:
+        make_recipe: A function from the name of an objective to a `recipes.Recipe`.
+        train: An `ImageDataset` with labels.
+        test: An `ImageDataset` with labels of the same classes.
+        out: Folder for the runs and `comparison.json`.
+        objectives: Names of objectives.
+        shots: Labels a class; `None` for all.
+        draws: How many random draws of labels are averaged for each number of shots.
+        resume: Whether to keep finished runs and rows in `out` and go on with the rest.
+        say: Called with each line of progress.
+
+    Returns:
+        A `Comparison`, or `None` if the user stopped it.
+
+    Raises:
+        ValueError: `train` or `test` has no labels; the folder is occupied and `resume` is false.
+    """
+    for name, data in (("train", train), ("test", test)):
+        if data.labels is None or (data.labels < 0).any():
+            raise ValueError(f"`{name}` should have a label for every image: the probe needs them.")
+    out = Path(out)
+    path = out / "comparison.json"
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise ValueError(
+            f"`out` should be a new folder. Received: {str(out)!r}, which exists. "
+            "Choose another, or pass resume=True (--resume) to go on with it."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    done = json.loads(path.read_text()) if path.is_file() else {}
+    recipe = make_recipe(objectives[0])
+
+    def probe(name, features):
+        began = time.monotonic()
+        scores = probes.few_shot(*features, shots=shots, draws=draws)
+        done[name] = {str(k): list(v) for k, v in scores.items()}
+        write_json(path, done)
+        say(f"{name}: probed in {time.monotonic() - began:.1f} s")
+
+    if "raw pixels" not in done:
+        probe("raw pixels", (pixels(train), pixels(test)))
+    if "random encoder" not in done:
+        encoder = recipes.build_encoder(recipe)
+        probe("random encoder", [extract_features(encoder, d, verbose=0) for d in (train, test)])
+    for objective in objectives:
+        name = LABELS[objective]
+        if name in done:
+            continue
+        recipe = make_recipe(objective)
+        say(f"{name}: pre-training {recipe.epochs} epochs on {len(train):,} images without labels")
+        result = runs.pretrain(recipe, train, out / objective, resume=(out / objective).exists())
+        if result.stopped_by:
+            return None
+        say(f"{name}: trained in {result.seconds:.0f} s")
+        probe(name, [extract_features(result.model.encoder, d, verbose=0) for d in (train, test)])
+
+    order = ["raw pixels", "random encoder", *(LABELS[o] for o in objectives)]
+    rows = {n: {k: tuple(done[n][str(k)]) for k in shots} for n in order}
+    protocol = (
+        f"{train.name}: {len(train):,} training and {len(test):,} test images; {recipe.epochs} epochs, batch "
+        f"{recipe.batch_size}, seed {recipe.seed}; linear probe, regularisation chosen on held-out training labels, "
+        f"test scored once per draw; mean ± standard deviation over {draws} draws of labels."
+    )
+    (out / "comparison.md").write_text(f"{Comparison(rows, protocol).table()}\n\n{protocol}\n", encoding="utf-8")
+    return Comparison(rows, protocol)

@@ -1,0 +1,427 @@
+"""Encoders: images in [0, 255] to pooled float32 features (B, D).
+
+`ResNet` is torchvision's layout (He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016, in its
+"v1.5" form: the stride sits on the 3x3 convolution of a bottleneck) with the stems for small images and the
+wider representation of Dubois et al., *Improving Self-Supervised Learning by Characterizing Idealized
+Representations*, NeurIPS 2022 (arXiv 2209.06235). `Adapter` makes an encoder of any other Keras model.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_issl import distribution
+
+VARIANTS = {  # depth -> blocks a stage, whether they are bottlenecks
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
+STEMS = {  # name -> kernel size and stride of conv1, whether a max-pool follows
+    "imagenet": (7, 2, True),
+    "small": (3, 1, True),
+    "cifar": (3, 1, False),
+    "strided": (3, 2, False),
+}
+NORMALIZATIONS = {  # of RGB images in [0, 1]; ready for `ResNet(..., **NORMALIZATIONS["cifar10"])`
+    "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "cifar10": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+}
+EXPANSION = 4  # a bottleneck's output is this many times wider than its 3x3 convolution
+RESIZER_WIDTH = 512  # hidden width of the block that makes the representation wider
+
+
+class _Encoder(keras.Model):
+    """A functional model from images (B, H, W, channels) to features, which looks at its input first."""
+
+    def __init__(self, inputs, outputs, name):
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        # Mixed precision begins after the normalisation: pixels in bfloat16 would lose half of their grey levels.
+        self.autocast = False
+
+    @property
+    def channels(self):
+        """Number of channels of the images it takes, `None` for any."""
+        return self.inputs[0].shape[-1]
+
+    def __call__(self, images, *args, **kwargs):
+        shape = images.shape if hasattr(images, "shape") else np.shape(images)
+        if len(shape) != 4 or shape[-1] != self.channels:
+            if len(shape) == 4 and shape[-1] == 1:
+                way_out = f"Repeat the channel with `np.repeat(images, {self.channels}, axis=-1)`."
+            elif len(shape) == 3:
+                way_out = "Add a batch axis to a single image with `image[None]`."
+            else:
+                way_out = "Other channel counts need an encoder built for them, with `channels=`."
+            raise ValueError(
+                f"`images` should be a batch of shape (batch, height, width, {self.channels}) with values in [0, 255]. "
+                f"Received: shape {tuple(shape)}. {way_out}"
+            )
+        return super().__call__(images, *args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_issl")
+class ResNet(_Encoder):
+    """A ResNet v1.5 that maps images to pooled features.
+
+    It takes images of any size; `image_size` only chooses the stem and how it is initialised. Layer names
+    are torchvision's with underscores (`layer1_0_conv1`, `layer2_0_downsample_0`, `resizer_conv1`).
+
+    Args:
+        variant: 18, 34, 50 or 101. Leave it out where `blocks` is given.
+        blocks: Sequence of integers, the number of blocks in each stage, for a network of your own. Each
+            stage after the first halves the resolution and doubles the width.
+        bottleneck: Boolean, whether blocks are 1x1-3x3-1x1 bottlenecks. Follows `variant`; `False` with `blocks`.
+        image_size: Integer, the side in pixels of the images it is meant for.
+        width: Integer, channels of the first stage. Four stages of basic blocks of width 16 end in 128.
+        feature_dim: Integer D, the width of the representation. `None`, or the width of the last stage, adds
+            nothing; any other value adds the wider representation of the paper ahead of the pooling: 1x1
+            convolution to 512, 3x3 to 512, 1x1 to D, plus its own input tiled along the channels if D is
+            not below its width.
+        stem: `"imagenet"` (7x7 convolution of stride 2, then max-pool), `"small"` (3x3 of stride 1, then max-pool),
+            `"cifar"` (3x3 of stride 1 alone), `"strided"` (3x3 of stride 2 alone: the cheapest on a CPU), or
+            `"auto"`: `"cifar"` under 50 pixels, `"small"` under 100, else `"imagenet"`.
+        channels: Integer, channels of the images.
+        mean: Number or sequence of one per channel, mean of the images scaled to [0, 1]. ImageNet's by default
+            (averaged over the colours where `channels` is not 3); see `NORMALIZATIONS`.
+        std: Like `mean`, the standard deviation.
+        dtype: Dtype policy of the layers, the global policy by default.
+        name: String, the name of the model.
+
+    Call arguments:
+        images: RGB images in [0, 255], uint8 or float, of shape (B, H, W, channels).
+
+    Returns:
+        Float32 features of shape (B, D), whatever the compute dtype.
+
+    Raises:
+        ValueError: an argument is out of range, or images have the wrong rank or channels.
+
+    Example:
+
+    >>> encoder = keras_issl.encoders.ResNet(blocks=(1, 1, 1, 1), image_size=32, width=16, stem="strided")
+    >>> encoder(np.zeros((2, 32, 32, 3), "uint8")).shape
+    (2, 128)
+    """
+
+    def __init__(
+        self,
+        variant=None,
+        *,
+        blocks=None,
+        bottleneck=None,
+        image_size=224,
+        width=64,
+        feature_dim=None,
+        stem="auto",
+        channels=3,
+        mean=None,
+        std=None,
+        dtype=None,
+        name=None,
+    ):
+        if (variant is None) == (blocks is None):
+            raise ValueError(
+                "Exactly one of `variant` and `blocks` should be given. "
+                f"Received: variant={variant}, blocks={blocks}. Use ResNet(18) or ResNet(blocks=(2, 2, 2, 2))."
+            )
+        if variant is not None and variant not in VARIANTS:
+            raise ValueError(f"`variant` should be one of {sorted(VARIANTS)}. Received: {variant}. Or pass `blocks=`.")
+        stages, deep = VARIANTS[variant] if variant is not None else (tuple(blocks), False)
+        if not stages or not all(_is_count(n) for n in stages):
+            raise ValueError(f"`blocks` should be positive integers, one for each stage. Received: {blocks}")
+        counts = {"image_size": image_size, "width": width, "channels": channels, "feature_dim": feature_dim or 1}
+        for argument, value in counts.items():
+            if not _is_count(value):
+                raise ValueError(f"`{argument}` should be a positive integer. Received: {value}")
+        if stem != "auto" and stem not in STEMS:
+            raise ValueError(f"`stem` should be one of {['auto', *STEMS]}. Received: {stem!r}")
+        deep = deep if bottleneck is None else bool(bottleneck)
+        chosen = stem if stem != "auto" else "cifar" if image_size < 50 else "small" if image_size < 100 else "imagenet"
+        mean, std = (_per_channel(key, value, channels) for key, value in (("mean", mean), ("std", std)))
+        if min(std) <= 0:
+            raise ValueError(f"`std` should be positive. Received: {std}")
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        net = _Builder(policy)
+
+        images = keras.Input((None, None, channels), name="images")
+        scale = 1 / (255 * np.asarray(std, "float32"))
+        x = (images - 255 * np.asarray(mean, "float32")) * scale
+        size, stride, pool = STEMS[chosen]
+        first_init = _he_fan_out() if chosen == "imagenet" else _small_init()
+        x = net.conv_bn(x, width, size, stride, conv="conv1", bn="bn1", init=first_init)  # (B, H/s, W/s, width)
+        if pool:
+            x = distribution.MaxPooling2D(3, 2, dtype=policy, name="maxpool")(x)
+        for stage, depth in enumerate(stages):
+            for block in range(depth):
+                stride = 2 if stage and not block else 1
+                x = net.block(x, width * 2**stage, stride, deep, f"layer{stage + 1}_{block}")
+        natural = x.shape[-1]  # (B, h, w, natural)
+        if feature_dim not in (None, natural):
+            x = net.expand(x, feature_dim, small=chosen != "imagenet")  # (B, h, w, feature_dim)
+        # In float32: a bfloat16 sum over the pixels of a map loses what the probes live on.
+        features = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype="float32", name="avgpool")(x)
+        super().__init__(images, features, name or f"resnet{'' if variant is None else variant}")
+        self._config = {
+            "variant": variant,
+            "blocks": None if blocks is None else tuple(blocks),
+            "bottleneck": bottleneck,
+            "image_size": image_size,
+            "width": width,
+            "feature_dim": feature_dim,
+            "stem": stem,
+            "channels": channels,
+            "mean": mean,
+            "std": std,
+            "dtype": keras.dtype_policies.serialize(policy),
+        }
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**self._config, "name": self.name}
+
+
+class _Builder:
+    """Applies the blocks of a ResNet to symbolic tensors, in one dtype policy."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def conv_bn(self, x, width, size, stride, *, conv, bn, init=None, relu=True):
+        """Convolution without bias, batch normalisation and, if wanted, ReLU."""
+        x = distribution.Conv2D(
+            width,
+            size,
+            strides=stride,
+            use_bias=False,
+            kernel_initializer=init or _he_fan_out(),
+            dtype=self.policy,
+            name=conv,
+        )(x)
+        x = distribution.BatchNormalization(dtype=self.policy, name=bn)(x)
+        return self.relu(x, bn.replace("bn", "relu")) if relu else x
+
+    def relu(self, x, name):
+        return keras.layers.ReLU(dtype=self.policy, name=name)(x)
+
+    def block(self, x, width, stride, bottleneck, name):
+        """A residual block: (B, h, w, c) -> (B, h/stride, w/stride, width or 4 * width)."""
+        if bottleneck:
+            out, plan = width * EXPANSION, ((width, 1, 1), (width, 3, stride), (width * EXPANSION, 1, 1))
+        else:
+            out, plan = width, ((width, 3, stride), (width, 3, 1))
+        y = x
+        for i, (channels, size, step) in enumerate(plan, 1):
+            y = self.conv_bn(y, channels, size, step, conv=f"{name}_conv{i}", bn=f"{name}_bn{i}", relu=i < len(plan))
+        if stride != 1 or x.shape[-1] != out:
+            down = f"{name}_downsample"
+            x = self.conv_bn(x, out, 1, stride, conv=f"{down}_0", bn=f"{down}_1", relu=False)
+        return self.relu(keras.layers.Add(dtype=self.policy, name=f"{name}_add")([y, x]), f"{name}_relu")
+
+    def expand(self, x, feature_dim, small):
+        """The paper's wider representation (`BottleneckExpand`): (B, h, w, c) -> (B, h, w, feature_dim)."""
+        width = x.shape[-1]
+        plan = ((RESIZER_WIDTH, 1), (RESIZER_WIDTH, 3), (feature_dim, 1))
+        y = x
+        for i, (channels, size) in enumerate(plan, 1):
+            init = _small_init() if small else _he_fan_out()
+            if i == 1 and not small:
+                init = keras.initializers.RandomNormal(stddev=RESIZER_WIDTH**-0.5)
+            names = {"conv": f"resizer_conv{i}", "bn": f"resizer_bn{i}"}
+            y = self.conv_bn(y, channels, size, 1, init=init, relu=i < len(plan), **names)
+        if feature_dim >= width:  # channel c of the sum gets channel c mod width of the input
+            tiled = ops.tile(x, (1, 1, 1, math.ceil(feature_dim / width)))[..., :feature_dim]
+            y = keras.layers.Add(dtype=self.policy, name="resizer_add")([y, tiled])
+        return self.relu(y, "resizer_relu")
+
+
+def _he_fan_out():
+    """torchvision's initialisation. Made anew for each layer: a shared instance repeats its numbers."""
+    return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+
+
+def _small_init():
+    """The released code's initialisation of what it replaces for small images: std = 1.137 / sqrt(fan_in)."""
+    return keras.initializers.VarianceScaling(1.137**2, mode="fan_in", distribution="untruncated_normal")
+
+
+def _is_count(value):
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+
+
+def _per_channel(key, value, channels):
+    """A tuple of `channels` floats from `None` (ImageNet's), a number or a sequence."""
+    if value is None:
+        value = NORMALIZATIONS["imagenet"][key]
+        value = value if channels == 3 else float(np.mean(value))
+    values = np.asarray(value, "float64")
+    if values.ndim > 1 or values.size not in (1, channels):
+        raise ValueError(f"`{key}` should be a number or {channels} numbers, one for each channel. Received: {value}")
+    return tuple(float(v) for v in np.broadcast_to(values.reshape(-1), (channels,)))
+
+
+@keras.saving.register_keras_serializable(package="keras_issl")
+class Adapter(_Encoder):
+    """Makes an encoder of any Keras model or keras-hub backbone: images to float32 features (B, D).
+
+    What the model returns decides: features (B, D) pass as they are, maps (B, h, w, D) are averaged over the
+    pixels, tokens (B, T, D) over the tokens. Of a dictionary the entry named `output` is taken, or the first
+    of `"features"`, `"pooled_output"`, `"sequence_output"` and `"last_hidden_state"` that is there.
+
+    Args:
+        model: A `keras.Model`, which may be part of nothing else.
+        image_shape: Triple (height, width, channels), `None` where any size will do. By default the model's own
+            input shape, or (None, None, 3) if it has none yet.
+        scale: Number that images in [0, 255] are multiplied with, for a model that wants another range:
+            1 / 255 for [0, 1], 1 / 127.5 with `offset=-1` for [-1, 1]. It is 1 by default.
+        offset: Number added after it.
+        output: String, the entry to take of a dictionary of outputs.
+        name: String, the name of the encoder.
+
+    Call arguments:
+        images: Images in [0, 255], uint8 or float, of shape (B, H, W, C).
+
+    Returns:
+        Float32 features of shape (B, D).
+
+    Raises:
+        ValueError: the model returns something that is none of the above, or whose width is unknown.
+
+    Example:
+
+    >>> backbone = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3)])
+    >>> encoder = keras_issl.encoders.Adapter(backbone, scale=1 / 255)
+    >>> encoder(np.zeros((2, 32, 32, 3), "uint8")).shape
+    (2, 8)
+    """
+
+    OUTPUTS = ("features", "pooled_output", "sequence_output", "last_hidden_state")
+
+    def __init__(self, model, *, image_shape=None, scale=1.0, offset=0.0, output=None, name=None):
+        if not isinstance(model, keras.layers.Layer):
+            raise ValueError(f"`model` should be a keras.Model or a layer. Received: {model!r}")
+        if image_shape is None:
+            image_shape = _input_shape(model) or (None, None, 3)
+        if len(image_shape) != 3:
+            raise ValueError(f"`image_shape` should be (height, width, channels). Received: {image_shape}")
+        images = keras.Input(tuple(image_shape), name="images")
+        x = images if (scale, offset) == (1.0, 0.0) else images * float(scale) + float(offset)
+        y = _select(model(x), output, self.OUTPUTS)
+        rank = len(y.shape)
+        if rank not in (2, 3, 4):
+            raise ValueError(
+                "`model` should return features (B, D), tokens (B, T, D) or maps (B, h, w, D). "
+                f"Received: shape {tuple(y.shape)}. Add a pooling layer to it first."
+            )
+        if y.shape[-1] is None:
+            raise ValueError(
+                f"`model` should return features of a known width. Received: shape {tuple(y.shape)}. "
+                "Pass `image_shape=(height, width, channels)`."
+            )
+        features = ops.cast(y, "float32")
+        if rank > 2:
+            features = ops.mean(features, axis=tuple(range(1, rank - 1)))  # (B, D)
+        super().__init__(images, features, name or f"{model.name}_encoder")
+        self.model = model
+        self._config = {"image_shape": tuple(image_shape), "scale": scale, "offset": offset, "output": output}
+
+    def get_config(self):
+        """The constructor's arguments; the model inside is serialised as Keras serialises it."""
+        return {"model": keras.saving.serialize_keras_object(self.model), **self._config, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(**{**config, "model": model})
+
+
+def _input_shape(model):
+    """The (height, width, channels) a model was built for, or None."""
+    try:
+        shape = model.input_shape
+    except AttributeError:
+        return None
+    return shape[1:] if isinstance(shape, tuple) and len(shape) == 4 else None
+
+
+def _select(outputs, key, known):
+    """The one tensor among a model's outputs that holds its features."""
+    if isinstance(outputs, dict):
+        wanted = [key] if key is not None else known
+        for name in wanted:
+            if name in outputs:
+                return outputs[name]
+        raise ValueError(
+            f"`output` should name one of the model's outputs {sorted(outputs)}. Received: {key!r}"
+            + ("" if key is not None else f", and none of {list(known)} is there.")
+        )
+    if key is not None or not hasattr(outputs, "shape"):
+        raise ValueError(
+            "`model` should return one tensor, or a dictionary with `output` naming its entry. "
+            f"Received: output={key!r} and {type(outputs).__name__} of outputs. "
+            "Wrap it in a keras.Model that returns the one tensor you mean."
+        )
+    return outputs
+
+
+def feature_dim(encoder, image_shape=None):
+    """The width D of an encoder's features, known before any image is seen.
+
+    Args:
+        encoder: A `keras.Model` from images (B, H, W, C) to features (B, D).
+        image_shape: Triple (height, width, channels) of integers. A model that has not been built yet is
+            built by calling it on one black image of this shape.
+
+    Returns:
+        An integer.
+
+    Raises:
+        ValueError: the encoder returns something else than (B, D), or has no shape yet and no `image_shape`
+            is given.
+
+    Example:
+
+    >>> keras_issl.encoders.feature_dim(keras_issl.encoders.ResNet(18, image_size=32))
+    512
+    """
+    if image_shape is not None and not encoder.built:
+        outputs = encoder(np.zeros((1, *image_shape), "float32"), training=False)
+        shape = getattr(outputs, "shape", None)
+    else:
+        try:
+            shape = encoder.output_shape
+        except AttributeError:  # no functional model: it has to say or to be tried
+            shape = _inferred_shape(encoder, image_shape or (None, None, 3))
+    if not hasattr(shape, "__len__") or len(shape) != 2 or shape[-1] is None:
+        raise ValueError(
+            f"`encoder` should map images to features (batch, D) with D known. Received: output shape {shape}. "
+            "Wrap it in `keras_issl.encoders.Adapter`, and pass `image_shape` if its width depends on it."
+        )
+    return int(shape[-1])
+
+
+def image_channels(encoder):
+    """How many channels an encoder's images have: what it was built for, or 3 where it does not say.
+
+    Args:
+        encoder: A `keras.Model` from images (B, H, W, C) to features (B, D).
+    """
+    shape = getattr(encoder, "input_shape", None)
+    return shape[-1] if isinstance(shape, tuple) and len(shape) == 4 and shape[-1] else 3
+
+
+def _inferred_shape(encoder, image_shape):
+    try:
+        return keras.tree.map_shape_structure(tuple, encoder.compute_output_shape((None, *image_shape)))
+    except Exception as error:
+        raise ValueError(
+            f"`encoder` should say what it returns. Received: {encoder!r}, whose output shape for images of shape "
+            f"{image_shape} could not be inferred. Call it once on a batch, or pass `image_shape`."
+        ) from error

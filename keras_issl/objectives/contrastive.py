@@ -1,0 +1,250 @@
+"""Contrastive objectives: CISSL (asymmetric heads, nothing masked) and SimCLR (one shared head)."""
+
+import keras
+from keras import ops
+
+from keras_issl import distribution
+from keras_issl.heads import MLPHead, check_initialization
+from keras_issl.objectives.base import Objective, apply_head, build_heads, check_positive, check_views
+
+MASKED = -1e9  # in place of -inf, whose gradient through a softmax is NaN on some backends
+
+
+def _unit_rows(x):
+    """The last axis scaled to unit length, in float32."""
+    x = ops.cast(x, "float32")
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+
+
+def _flat(x):
+    return ops.reshape(x, (-1, x.shape[-1]))  # (2, B, D) -> (2B, D)
+
+
+def _check_pair(name, tensor):
+    check_views(name, tensor, 2)
+    if tensor.shape[0] != 2:
+        raise ValueError(f"`{name}` should hold exactly 2 views, (2, batch, width). Received: {tuple(tensor.shape)}")
+    if tensor.shape[1] == 1:
+        raise ValueError(
+            f"`{name}` should hold a batch of at least 2 images: with one there are no negatives to contrast it "
+            f"with. Received shape: {tuple(tensor.shape)}. Use a larger `batch_size`."
+        )
+
+
+def cissl_loss(*, student, teacher, temperature=0.07):
+    """CISSL: predict which view of the batch shares the image, from the other head's point of view.
+
+    Both projections are scaled to unit length; `logits = student · teacherᵀ / temperature` over all
+    2B views, the global batch on the teacher's side. Nothing is masked: each row's target is ½ on
+    its own view and ½ on its positive, which asymmetric heads can meet.
+
+    Args:
+        student: (2, B, D) projections of the student head, views first.
+        teacher: (2, B, D) projections of the teacher head.
+        temperature: τ, above 0.
+
+    Returns:
+        A float32 scalar, the mean cross-entropy of the 2B rows.
+
+    Raises:
+        ValueError: Another rank or number of views, shapes that differ, a batch of one image, or a
+            temperature that is not above 0.
+
+    Source: Dubois et al. 2022, §5.1 (contrastive ISSL).
+
+    Example:
+
+    >>> z = keras.random.normal((2, 8, 16), seed=0)
+    >>> loss = cissl_loss(student=z, teacher=z)
+    """
+    check_positive(temperature=temperature)
+    student, teacher = ops.convert_to_tensor(student), ops.convert_to_tensor(teacher)
+    _check_pair("student", student)
+    _check_pair("teacher", teacher)
+    if tuple(student.shape[2:]) != tuple(teacher.shape[2:]):
+        raise ValueError(
+            f"`student` and `teacher` should have one shape. Received: {tuple(student.shape)}, {tuple(teacher.shape)}"
+        )
+    s, t = _unit_rows(student), _unit_rows(teacher)  # (2, B, D)
+    logits = ops.matmul(_flat(s), ops.transpose(distribution.gather(_flat(t)))) / temperature  # (2B, global 2B)
+    own = ops.sum(s * t, axis=-1) / temperature  # (2, B)
+    positive = ops.sum(s * ops.flip(t, axis=0), axis=-1) / temperature  # (2, B): the other view's teacher
+    return ops.mean(ops.logsumexp(logits, axis=-1)) - 0.5 * ops.mean(own + positive)
+
+
+def simclr_loss(projections, *, temperature=0.07):
+    """SimCLR's NT-Xent: predict the other view of the image among all views but one's own.
+
+    Args:
+        projections: (2, B, D) projections, views first.
+        temperature: τ, above 0.
+
+    Returns:
+        A float32 scalar, the mean cross-entropy of the 2B rows.
+
+    Raises:
+        ValueError: As `cissl_loss`.
+
+    Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning", equation 1.
+
+    Example:
+
+    >>> loss = simclr_loss(keras.random.normal((2, 8, 16), seed=0), temperature=0.5)
+    """
+    check_positive(temperature=temperature)
+    projections = ops.convert_to_tensor(projections)
+    _check_pair("projections", projections)
+    z = _unit_rows(projections)  # (2, B, D)
+    rows = _flat(z)  # (2B, D)
+    logits = ops.matmul(rows, ops.transpose(distribution.gather(rows))) / temperature  # (2B, global 2B)
+    index = ops.arange(ops.shape(rows)[0])
+    logits = ops.where(index[:, None] == index[None, :], MASKED, logits)  # a view does not predict itself
+    positive = ops.sum(z * ops.flip(z, axis=0), axis=-1) / temperature  # (2, B)
+    return ops.mean(ops.logsumexp(logits, axis=-1)) - ops.mean(positive)
+
+
+class _Contrastive(Objective):
+    """What CISSL and SimCLR share: their hyperparameters and the teacher's stack of layers."""
+
+    log_names = ("alignment",)
+
+    def __init__(self, output_dim, temperature, hidden, head_initialization, probe, **kwargs):
+        super().__init__(probe=probe, **kwargs)
+        check_positive(output_dim=output_dim, temperature=temperature)
+        self.output_dim, self.temperature = output_dim, temperature
+        check_initialization("head_initialization", head_initialization)
+        if hidden is None:
+            hidden = (1024,) if head_initialization == "small_images" else (2048, 2048)
+        self.hidden, self.head_initialization = tuple(hidden), head_initialization
+
+    def _head(self, hidden, **kwargs):
+        stddev = self.output_dim**-0.5 if self.head_initialization == "imagenet" else None
+        return MLPHead(
+            self.output_dim,
+            hidden=hidden,
+            initialization=self.head_initialization,
+            output_stddev=stddev,
+            **{"output_norm": True} | kwargs,
+        )
+
+    def get_config(self):
+        names = ("output_dim", "temperature", "hidden", "head_initialization")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+def _alignment(a, b):
+    """Mean cosine between one view's projection and the other view's: 1 when invariant."""
+    return ops.stop_gradient(ops.mean(ops.sum(_unit_rows(a) * ops.flip(_unit_rows(b), axis=0), axis=-1)))
+
+
+@keras.saving.register_keras_serializable(package="keras_issl")
+class CISSL(_Contrastive):
+    """Contrastive invariant self-supervised learning: `cissl_loss` on asymmetric heads.
+
+    The student head is a probe of the family used downstream, the teacher head an MLP; both end in
+    batch normalisation, and both see every view.
+
+    Args:
+        output_dim: Width of the projections.
+        temperature: τ; the paper's 0.07 on small images, 0.1 on ImageNet.
+        hidden: Hidden widths of the teacher head; by default 1024 (small images) or 2048, 2048.
+        head_initialization: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
+        probe: `"linear"`: a linear student head; `"mlp"`: two hidden layers of 2048; or a layer
+            from features (N, D) to projections (N, output_dim).
+
+    It reports `alignment`: the mean cosine between the student's view and the teacher's other view.
+
+    Raises:
+        ValueError: A temperature or width that is not above 0, an unknown probe or initialisation.
+
+    Source: Dubois et al. 2022, §5.1; heads: appendix.
+
+    Example:
+
+    >>> objective = CISSL(temperature=0.1)
+    >>> outputs = objective(keras.random.normal((2, 8, 32), seed=0), training=True)
+    >>> loss, logs = objective.compute_loss(outputs, step=0)
+    """
+
+    def __init__(
+        self,
+        output_dim=128,
+        temperature=0.07,
+        hidden=None,
+        head_initialization="small_images",
+        probe="linear",
+        **kwargs,
+    ):
+        super().__init__(output_dim, temperature, hidden, head_initialization, probe, **kwargs)
+
+    def build(self, student_features_shape, teacher_features_shape=None):
+        imagenet = self.head_initialization == "imagenet"
+        # ImageNet freezes the offset of the teacher's last normalisation at its initial zero.
+        self.teacher_head = self._head(self.hidden, output_norm="no_bias" if imagenet else True)
+        if isinstance(self.probe, keras.layers.Layer):
+            self.student_head = self.probe
+        elif self.probe == "mlp":
+            self.student_head = self._head((2048, 2048))
+            self.teacher_head = self._head((2048, 2048), output_norm="no_bias" if imagenet else True)
+        else:
+            self.student_head = self._head(())
+        build_heads(student_features_shape[-1], self.teacher_head, self.student_head)
+
+    def call(self, student_features, teacher_features=None, training=None):
+        return {
+            "student": apply_head(self.student_head, student_features, training),  # (2, B, E)
+            "teacher": apply_head(self.teacher_head, student_features, training),  # (2, B, E)
+        }
+
+    def compute_loss(self, outputs, step):
+        loss = cissl_loss(student=outputs["student"], teacher=outputs["teacher"], temperature=self.temperature)
+        return loss, {"alignment": _alignment(outputs["student"], outputs["teacher"])}
+
+
+@keras.saving.register_keras_serializable(package="keras_issl")
+class SimCLR(_Contrastive):
+    """The contrastive baseline: `simclr_loss` on one shared MLP head.
+
+    Args:
+        output_dim: Width of the projections.
+        temperature: τ; 0.07 on small images and 0.1 on ImageNet, as the paper tunes its baseline.
+        hidden: Hidden widths of the head; by default 1024 (small images) or 2048, 2048.
+        head_initialization: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
+        probe: Downstream probe family; it is recorded, the shared head does not depend on it.
+
+    It reports `alignment`: the mean cosine between the two views' projections.
+
+    Raises:
+        ValueError: A temperature or width that is not above 0, an unknown probe or initialisation.
+
+    Source: Chen et al. 2020, equation 1; head and τ: Dubois et al. 2022, appendix.
+
+    Example:
+
+    >>> objective = SimCLR()
+    >>> outputs = objective(keras.random.normal((2, 8, 32), seed=0), training=True)
+    >>> loss, logs = objective.compute_loss(outputs, step=0)
+    """
+
+    def __init__(
+        self,
+        output_dim=128,
+        temperature=0.07,
+        hidden=None,
+        head_initialization="small_images",
+        probe="linear",
+        **kwargs,
+    ):
+        super().__init__(output_dim, temperature, hidden, head_initialization, probe, **kwargs)
+
+    def build(self, student_features_shape, teacher_features_shape=None):
+        self.head = self._head(self.hidden)
+        build_heads(student_features_shape[-1], self.head)
+
+    def call(self, student_features, teacher_features=None, training=None):
+        return {"projections": apply_head(self.head, student_features, training)}  # (2, B, E)
+
+    def compute_loss(self, outputs, step):
+        projections = outputs["projections"]
+        loss = simclr_loss(projections, temperature=self.temperature)
+        return loss, {"alignment": _alignment(projections, projections)}

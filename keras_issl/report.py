@@ -1,0 +1,84 @@
+"""Tables and pictures. It knows rows and arrays, not models."""
+
+import csv
+from pathlib import Path
+
+
+def table(header, rows):
+    """A Markdown table with aligned columns.
+
+    Args:
+        header: Column titles.
+        rows: Rows of strings, as many as there are titles.
+
+    Returns:
+        The table as text, without a newline at the end.
+
+    Example:
+
+    >>> print(table(["model", "top-1"], [["DISSL", "0.99"]]))
+    | model | top-1 |
+    |---|---|
+    | DISSL | 0.99  |
+    """
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    line = lambda row: "| " + " | ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)) + " |"  # noqa: E731
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def read_history(path):
+    """Columns of a `history.csv` as a dict of lists of floats."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+PANELS = (  # title, unit, and the columns drawn in it where they exist
+    ("loss", "nats", ("loss", "val_loss")),
+    ("entropies of the assignment M", "nats", ("marginal_entropy", "marginal_entropy_bound", "conditional_entropy")),
+    ("divergences", "nats", ("kl_invariance", "kl_distillation")),
+    ("alignment of two views", "cosine", ("alignment",)),
+    ("classes", "count", ("effective_classes", "classes_used")),
+)
+
+
+def curves(history, path, title=""):
+    """Draws what a run logged, an epoch a point, into a PNG.
+
+    Args:
+        history: A dict of lists, or the path of a `history.csv`.
+        path: Where to write the picture.
+        title: Heading of the picture.
+
+    Returns:
+        The path, or `None` if matplotlib is not installed or there is nothing to draw.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+
+    if not isinstance(history, dict):
+        history = read_history(history)
+    panels = [(t, unit, [c for c in columns if c in history]) for t, unit, columns in PANELS]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels or not history["loss"]:
+        return None
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
+        for axes, (name, unit, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            epochs = range(1, len(history["loss"]) + 1)
+            for column in columns:
+                style = {"ls": "--", "color": "grey"} if column.endswith("_bound") else {}
+                axes.plot(epochs, history[column], label=column.replace("_", " "), lw=1.5, **style)
+            axes.set_title(name)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(unit)
+            axes.grid(alpha=0.25)
+            if len(columns) > 1:
+                axes.legend(frameon=False, fontsize=8)
+        if title:
+            figure.suptitle(title)
+        figure.savefig(path, dpi=120)
+    return Path(path)

@@ -1,0 +1,267 @@
+"""A run folder: what was asked for, what happened, and the encoder that came of it.
+
+```
+run.json         recipe, data fingerprint, versions
+history.csv      one line an epoch
+curves.png       the same as a picture
+checkpoints/     the last two epochs: weights, optimizer, random states
+preset/          the encoder and its objective, for `from_preset`
+lock             held while a process works in the folder
+```
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import re
+import time
+from pathlib import Path
+
+import keras
+
+from keras_issl import _backend, callbacks, recipes, report, zoo
+from keras_issl.zoo.format import write_json
+
+KEPT_CHECKPOINTS = 2
+
+
+def _lock(file):
+    """Takes an exclusive lock that the system releases when the process ends, however it ends."""
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def locked_folder(path, *, resume=False):
+    """Opens a run folder for this process alone.
+
+    Args:
+        path: The folder. It must not exist, or be empty, unless `resume` is true.
+        resume: Whether to go on in an existing run folder.
+
+    Yields:
+        The folder, a `pathlib.Path`.
+
+    Raises:
+        ValueError: The folder exists and `resume` is false; or it holds something else than a run;
+            or another process works in it.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`out` should be a folder. Received: {str(folder)!r}, which is a file.")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if occupied and not resume:
+        raise ValueError(
+            f"`out` should be a new folder. Received: {str(folder)!r}, which exists. "
+            "Choose another, or pass resume=True (--resume) to go on with the run in it."
+        )
+    if occupied and not (folder / "run.json").is_file():
+        raise ValueError(f"`out` exists and holds no run, so it is left alone. Received: {str(folder)!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as file:
+        try:
+            _lock(file)
+        except OSError:
+            raise ValueError(
+                f"Another process is at work in {str(folder)!r}. Wait for it, or choose another `out`."
+            ) from None
+        yield folder
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    """Saves weights, optimizer and random states at the end of each epoch, through a temporary file."""
+
+    def __init__(self, folder, every_seconds):
+        super().__init__()
+        self.folder, self.every_seconds = folder / "checkpoints", every_seconds
+        self.folder.mkdir(exist_ok=True)
+        self.saved_at, self.finished = time.monotonic(), None
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.model.stop_training:  # stopped within the epoch: what was finished is the epoch before
+            return
+        self.finished = epoch + 1
+        if time.monotonic() - self.saved_at >= self.every_seconds:
+            self.save()
+
+    def save(self):
+        """Writes the checkpoint of the last finished epoch and removes the oldest ones."""
+        path = self.folder / f"epoch_{self.finished:05d}.weights.h5"
+        temporary = self.folder / f"tmp_{path.name}"
+        self.model.save_weights(temporary)
+        os.replace(temporary, path)
+        self.saved_at = time.monotonic()
+        for old in checkpoints(self.folder.parent)[:-KEPT_CHECKPOINTS]:
+            old[1].unlink()
+
+
+def checkpoints(folder):
+    """(finished epochs, path) of every checkpoint of a run, oldest first."""
+    found = []
+    for path in Path(folder, "checkpoints").glob("epoch_*.weights.h5"):
+        match = re.fullmatch(r"epoch_(\d+)\.weights\.h5", path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+class _Progress(keras.callbacks.Callback):
+    """One bar over the whole run: epochs, the loss, and what tells most about the assignment."""
+
+    SHOWN = ("loss", "marginal_entropy", "effective_classes", "alignment")
+
+    def __init__(self, epochs, initial_epoch):
+        super().__init__()
+        self.bar = keras.utils.Progbar(epochs, unit_name="epoch", stateful_metrics=self.SHOWN, width=20)
+        self.initial_epoch = initial_epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = [(name, float(logs[name])) for name in self.SHOWN if name in (logs or {})]
+        self.bar.update(epoch + 1, values)
+
+
+@dataclasses.dataclass
+class Result:
+    """What `pretrain` returns.
+
+    Attributes:
+        model: The trained `Pretrainer`; `model.encoder` is the encoder.
+        folder: The run folder.
+        history: A dict of lists, one value an epoch, over the whole run.
+        finished_epochs: How many epochs were trained.
+        stopped_by: The signal that ended the run early, or `None`.
+        seconds: Wall time of this call's training.
+    """
+
+    model: keras.Model
+    folder: Path
+    history: dict
+    finished_epochs: int
+    stopped_by: str | None
+    seconds: float
+
+
+def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seconds=60, verbose=True):
+    """Pre-trains an encoder into a run folder.
+
+    Ctrl-C and SIGTERM finish the batch, save what there is and return.
+
+    Args:
+        recipe: A `recipes.Recipe`.
+        data: An `ImageDataset`.
+        out: The run folder; see `locked_folder`.
+        resume: Whether to go on from the last checkpoint of an existing run with the same recipe and data.
+        overrides: A dict of what the user changed in the recipe, for the record.
+        checkpoint_seconds: Checkpoints are at least so many seconds apart.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ValueError: The folder is occupied; or, resuming, it holds a run of another recipe or of other data.
+        FloatingPointError: The loss became NaN or infinite.
+
+    Example:
+
+    >>> data = keras_issl.datasets.load("digits")
+    >>> result = pretrain(recipes.digits("dissl", epochs=2), data, "runs/try")  # doctest: +SKIP
+    """
+    with locked_folder(out, resume=resume) as folder:
+        description = {
+            "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
+            "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
+        }
+        _describe(folder, description, overrides)
+        model = recipes.build(recipe, len(data))
+        start = 0
+        for epoch, path in checkpoints(folder)[-1:]:
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+            start = epoch
+        _cut_history(folder / "history.csv", start)
+
+        guard, stop, checkpoint = (
+            callbacks.NaNGuard(),
+            callbacks.StopOnSignal(),
+            _Checkpoint(folder, checkpoint_seconds),
+        )
+        watching = [guard, stop, checkpoint, keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)]
+        watching += [_Progress(recipe.epochs, start)] if verbose else []
+        began = time.monotonic()
+        if start < recipe.epochs:
+            try:
+                model.fit(
+                    data,
+                    batch_size=min(recipe.batch_size, len(data)),
+                    epochs=recipe.epochs,
+                    initial_epoch=start,
+                    callbacks=watching,
+                    verbose=0,
+                )
+            finally:
+                stop.restore()
+        seconds = time.monotonic() - began
+        finished = max(start, checkpoint.finished or 0)
+        if checkpoint.finished and stop.received is None:
+            checkpoint.save()
+        history = report.read_history(folder / "history.csv") if (folder / "history.csv").exists() else {}
+        report.curves(history, folder / "curves.png", title=f"{recipe.objective}, {data.name}") if history else None
+        zoo.save_preset(
+            model.encoder,
+            folder / "preset",
+            objective=model.objective,
+            recipe=description["recipe"],
+            provenance={**description["data"], "finished_epochs": finished, "stopped_by": stop.received},
+            overwrite=True,
+        )
+    return Result(model, folder, history, finished, stop.received, seconds)
+
+
+def _describe(folder, description, overrides):
+    """Writes run.json, or holds the run that is there against what is asked for now."""
+    from keras_issl import __version__
+
+    path = folder / "run.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [
+            f"{part}.{key}: {before[part].get(key)!r} there, {value!r} now"
+            for part in ("recipe", "data")
+            for key, value in description[part].items()
+            if before[part].get(key) != value
+        ]
+        if changes:
+            raise ValueError(
+                f"The run in {str(folder)!r} was started otherwise, so it cannot be resumed: {'; '.join(changes)}. "
+                "Ask for the same, or choose another `out`."
+            )
+        return
+    versions = {"keras_issl": __version__, "keras": keras.__version__, "python": platform.python_version()}
+    write_json(
+        path,
+        {
+            **description,
+            "overrides": overrides or {},
+            "versions": versions,
+            "backend": {"name": keras.config.backend(), "reason": _backend.REASON},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def _cut_history(path, epochs):
+    """Drops the lines of epochs that will be trained again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        temporary = path.with_name("history.csv.tmp")
+        temporary.write_text("".join(lines[: epochs + 1]) if epochs else "")
+        os.replace(temporary, path)
