@@ -137,9 +137,9 @@ class ResNet(_Encoder):
         stages, deep = VARIANTS[variant] if variant is not None else (tuple(blocks), False)
         if not stages or not all(_is_count(n) for n in stages):
             raise ValueError(f"`blocks` should be positive integers, one for each stage. Received: {blocks}")
-        counts = {"image_size": image_size, "width": width, "channels": channels, "feature_dim": feature_dim or 1}
+        counts = {"image_size": image_size, "width": width, "channels": channels, "feature_dim": feature_dim}
         for argument, value in counts.items():
-            if not _is_count(value):
+            if not _is_count(value) and (argument, value) != ("feature_dim", None):
                 raise ValueError(f"`{argument}` should be a positive integer. Received: {value}")
         if stem != "auto" and stem not in STEMS:
             raise ValueError(f"`stem` should be one of {['auto', *STEMS]}. Received: {stem!r}")

@@ -1,6 +1,7 @@
 """Tables and pictures. It knows rows and arrays, not models."""
 
 import csv
+import math
 from pathlib import Path
 
 
@@ -27,10 +28,14 @@ def table(header, rows):
 
 
 def read_history(path):
-    """Columns of a `history.csv` as a dict of lists of floats."""
+    """Columns of a `history.csv` as a dict of lists of floats.
+
+    Keras's logger fills the columns of a validation that was not made with NA; they are left out.
+    """
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    names = [name for name in (rows[0] if rows else {}) if any(row[name] != "NA" for row in rows)]
+    return {name: [math.nan if row[name] == "NA" else float(row[name]) for row in rows] for name in names}
 
 
 PANELS = (  # title, unit, and the columns drawn in it where they exist

@@ -16,7 +16,9 @@ import json
 import os
 import platform
 import re
+import sys
 import time
+import warnings
 from pathlib import Path
 
 import keras
@@ -114,18 +116,27 @@ def checkpoints(folder):
 
 
 class _Progress(keras.callbacks.Callback):
-    """One bar over the whole run: epochs, the loss, and what tells most about the assignment."""
+    """Progress over the whole run: a bar on a terminal, about ten plain lines in a file or pipe."""
 
-    SHOWN = ("loss", "marginal_entropy", "effective_classes", "alignment")
+    SHOWN = ("loss", "marginal_entropy", "marginal_entropy_bound", "effective_classes", "alignment")
 
     def __init__(self, epochs, initial_epoch):
         super().__init__()
-        self.bar = keras.utils.Progbar(epochs, unit_name="epoch", stateful_metrics=self.SHOWN, width=20)
-        self.initial_epoch = initial_epoch
+        self.epochs, self.initial_epoch, self.every = epochs, initial_epoch, max(1, epochs // 10)
+        self.bar = None
+        if sys.stdout.isatty():
+            self.bar = keras.utils.Progbar(epochs, unit_name="epoch", stateful_metrics=self.SHOWN, width=20)
+        self.began = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        values = [(name, float(logs[name])) for name in self.SHOWN if name in (logs or {})]
-        self.bar.update(epoch + 1, values)
+        done, values = epoch + 1, [(name, float(logs[name])) for name in self.SHOWN if name in (logs or {})]
+        if self.bar is not None:
+            self.bar.update(done, values)
+        elif done % self.every == 0 or done == self.epochs:
+            left = (time.monotonic() - self.began) / (done - self.initial_epoch) * (self.epochs - done)
+            parts = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in values]
+            sys.stdout.write(f"  epoch {done}/{self.epochs}, {left:.0f} s left: {', '.join(parts)}\n")
+            sys.stdout.flush()
 
 
 @dataclasses.dataclass
@@ -199,14 +210,16 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seco
         began = time.monotonic()
         if start < recipe.epochs:
             try:
-                model.fit(
-                    data,
-                    batch_size=min(recipe.batch_size, len(data)),
-                    epochs=recipe.epochs,
-                    initial_epoch=start,
-                    callbacks=watching,
-                    verbose=0,
-                )
+                with warnings.catch_warnings():  # the recipe's batch size is on record
+                    warnings.filterwarnings("ignore", message=".*incomplete last batch")
+                    model.fit(
+                        data,
+                        batch_size=min(recipe.batch_size, len(data)),
+                        epochs=recipe.epochs,
+                        initial_epoch=start,
+                        callbacks=watching,
+                        verbose=0,
+                    )
             finally:
                 stop.restore()
         seconds = time.monotonic() - began

@@ -2,11 +2,11 @@
 
 import sys
 
-import keras_issl  # noqa: I001  first: it chooses the backend
-
 import keras
 import numpy as np
 from keras import ops
+
+import keras_issl
 
 
 def two_views(images):

@@ -16,6 +16,7 @@ BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optim
 EVALUATION = {"features", "probes", "diagnostics", "report"}
 ALLOWED = {  # room -> rooms of this library that it may import
     "_backend": set(),
+    "_logistic": set(),
     "distribution": set(),
     "heads": {"distribution"},
     "encoders": {"distribution"},
@@ -26,7 +27,7 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "pretraining": BASE | {"objectives"},
     "callbacks": BASE | {"objectives"},
     "features": {"datasets", "encoders"},
-    "probes": {"features"},
+    "probes": {"_logistic", "features"},
     "report": set(),
     "zoo": {"encoders", "objectives"},
     "recipes": BASE | {"objectives", "pretraining"},

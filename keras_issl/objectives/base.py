@@ -17,7 +17,8 @@ def check_views(name, tensor, least_views):
     """Checks that a tensor is (views, batch, width) with enough views, as far as shapes are static."""
     if len(tensor.shape) != 3:
         raise ValueError(
-            f"`{name}` should have three axes, (views, batch, width): views first. Received shape: {tuple(tensor.shape)}"
+            f"`{name}` should have three axes, (views, batch, width): views first. "
+            f"Received shape: {tuple(tensor.shape)}"
         )
     if tensor.shape[0] is not None and tensor.shape[0] < least_views:
         raise ValueError(

@@ -197,6 +197,8 @@ def load_preset(folder, *, load_weights=True, dtype=None, custom_objects=None):
     folder = Path(folder)
     config = _read(folder, CONFIG, {"format", "class", "config", "dtype"})
     policy = dtype or config["dtype"]
+    if "dtype" in config["config"]:
+        config["config"]["dtype"] = policy
     with _dtype_policy(policy):
         encoder = _make(config, ENCODERS, custom_objects, folder / CONFIG)
     if load_weights:

@@ -1,0 +1,29 @@
+"""Real images as fixed-size uint8 RGB, in memory or decoded batch by batch, and batches that a run can resume.
+
+No augmentation happens here. A new kind of dataset is one function in `sources` that returns `Records`, and one line
+in `sources.find_records`.
+"""
+
+from keras_issl.datasets.batches import Batches, drop_incomplete
+from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
+from keras_issl.datasets.images import BrokenImage, EncodedImages, as_images, decode_image, progress_line, to_numpy
+from keras_issl.datasets.labels import check_labels
+from keras_issl.datasets.sources import SPLITS, SUFFIXES, Records
+
+__all__ = [
+    "SPLITS",
+    "SUFFIXES",
+    "Batches",
+    "BrokenImage",
+    "EncodedImages",
+    "ImageDataset",
+    "Records",
+    "as_images",
+    "check_labels",
+    "decode_image",
+    "drop_incomplete",
+    "fingerprint",
+    "load",
+    "progress_line",
+    "to_numpy",
+]

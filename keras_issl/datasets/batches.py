@@ -1,0 +1,233 @@
+"""Batches that a run can resume, and batches that others made without their incomplete last one."""
+
+import types
+
+import keras
+import numpy as np
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches whose content is a pure function of (seed, epoch, number), so that a run can be resumed at any epoch.
+
+    `fit` takes it on every backend. Pass `shuffle=False` to `fit`: Keras would otherwise visit the batches of an epoch
+    in an order drawn from Python's global generator. The epoch advances when Keras reports the end of an epoch in which
+    every batch was asked for; `callback()` ties it to `fit`'s own count instead, which also covers `initial_epoch`, a
+    second `fit` and datasets of a single batch.
+
+    Args:
+        images: array (N, ...) or `EncodedImages`.
+        labels: array (N,), or None.
+        batch_size: images a batch, B.
+        shuffle: draw a new order for each pass over the images.
+        seed: of these orders: pass p uses `np.random.default_rng([seed, p]).permutation(N)`.
+        drop_last: leave out the last batch of a pass if it is smaller.
+        initial_epoch: the epoch to begin with.
+        steps_per_epoch: batches an epoch; an epoch then begins where the one before it ended, also within a pass.
+            None: one pass an epoch.
+
+    Each item is images (B, ...), or a tuple of images and labels (B,).
+
+    Raises:
+        ValueError: lengths that differ, a batch size below 1 or, with `drop_last`, above N.
+
+    Example:
+
+    ```python
+    batches = keras_issl.datasets.Batches(images, labels, batch_size=128)
+    model.fit(batches, epochs=10, shuffle=False, callbacks=[batches.callback()])
+    ```
+    """
+
+    def __init__(
+        self,
+        images,
+        labels=None,
+        *,
+        batch_size,
+        shuffle=True,
+        seed=0,
+        drop_last=False,
+        initial_epoch=0,
+        steps_per_epoch=None,
+    ):
+        super().__init__(workers=1, use_multiprocessing=False)
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"`labels` should be one an image. Received: {len(labels)} for {len(images)} images.")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"`batch_size` should be a positive integer. Received: {batch_size!r}.")
+        if len(images) < (batch_size if drop_last else 1):
+            raise ValueError(
+                f"`batch_size` should be at most the number of images when incomplete batches are dropped. Received: "
+                f"batch_size={batch_size} for {len(images)} images."
+            )
+        self.images, self.labels, self.batch_size = images, labels, int(batch_size)
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = initial_epoch
+        self._order = (None, None)  # the latest pass and its permutation
+        self._served = None  # numbers asked for in the epoch that Keras has begun
+
+    @property
+    def batches_per_pass(self):
+        """Batches it takes to see every image once."""
+        return len(self.images) // self.batch_size if self.drop_last else -(-len(self.images) // self.batch_size)
+
+    def __len__(self):
+        return self.steps_per_epoch or self.batches_per_pass
+
+    def __getitem__(self, number):
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        if self._served is not None:
+            self._served.add(number)
+        return self.batch(self.epoch, number)
+
+    def batch(self, epoch, number):
+        """Batch `number` of `epoch`, whatever was asked for before."""
+        pass_number, position = divmod(epoch * len(self) + number, self.batches_per_pass)
+        indices = self._indices(pass_number)[position * self.batch_size : (position + 1) * self.batch_size]
+        images = self.images[indices]
+        return images if self.labels is None else (images, self.labels[indices])
+
+    def _indices(self, pass_number):
+        if not self.shuffle:
+            return np.arange(len(self.images))
+        known, order = self._order  # one read: a prefetching thread may be replacing the pair
+        if known != pass_number:
+            order = np.random.default_rng([self.seed, pass_number]).permutation(len(self.images))
+            self._order = (pass_number, order)
+        return order
+
+    def on_epoch_begin(self):
+        """Called by Keras."""
+        self._served = set()
+
+    def on_epoch_end(self):
+        """Called by Keras, also once before the first epoch and after a look at the first batch: neither counts."""
+        if self._served is not None and len(self._served) == len(self):
+            self.epoch += 1
+        self._served = None
+
+    def callback(self):
+        """A Keras callback for `fit` that sets `epoch` to the epoch that `fit` is in."""
+
+        def follow(epoch, logs=None):
+            self.epoch = epoch
+
+        return keras.callbacks.LambdaCallback(on_epoch_begin=follow)
+
+
+# Batches that others made --------------------------------------------------------------------------------------------
+
+
+def drop_incomplete(data):
+    """The same data without its incomplete last batch, for objectives that need statistics of whole batches.
+
+    Args:
+        data: what `fit` takes and is not an array: `Batches`, a `keras.utils.PyDataset`, `tf.data.Dataset`, torch
+            `DataLoader`, grain `MapDataset`, `IterDataset` or `DataLoader`, or a Python generator.
+
+    Returns:
+        A tuple (data, dropped). dropped is True if there is an incomplete last batch, which the returned data leaves
+        out; False if there is none; None if that cannot be told without reading everything: a generator or grain
+        `IterDataset` is then returned with a filter for batches smaller than its first, other kinds as they are.
+
+    Example:
+
+    ```python
+    batches, dropped = drop_incomplete(Batches(images, batch_size=64))
+    ```
+    """
+    kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
+    if isinstance(data, keras.utils.PyDataset):
+        return _drop_from_py_dataset(data)
+    if "tensorflow.DatasetV2" in kinds:
+        return _drop_from_tf_data(data)
+    if "torch.DataLoader" in kinds:
+        return _drop_from_torch(data)
+    if "grain.MapDataset" in kinds:
+        whole = len(data) < 2 or _batch_length(data[len(data) - 1]) == _batch_length(data[0])
+        return (data, False) if whole else (data[: len(data) - 1], True)
+    if "grain.IterDataset" in kinds:
+        size = _batch_length(next(iter(data)))
+        return data.filter(lambda batch: _batch_length(batch) == size), None
+    if isinstance(data, types.GeneratorType):
+        return _complete_batches(data), None
+    return data, None
+
+
+def _batch_length(batch):
+    return int(keras.tree.flatten(batch)[0].shape[0])
+
+
+def _complete_batches(generator):
+    first = next(generator)
+    yield first
+    size = _batch_length(first)
+    yield from (batch for batch in generator if _batch_length(batch) == size)
+
+
+class _WithoutLast(keras.utils.PyDataset):
+    """A PyDataset less its last batch."""
+
+    def __init__(self, data):
+        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+        self._data = data
+        self.on_epoch_begin, self.on_epoch_end = data.on_epoch_begin, data.on_epoch_end
+
+    def __len__(self):
+        return self._data.num_batches - 1
+
+    def __getitem__(self, number):
+        return self._data[number]
+
+
+def _drop_from_py_dataset(data):
+    if isinstance(data, Batches):
+        if data.drop_last or len(data.images) % data.batch_size == 0:
+            return data, False
+        clone = Batches(
+            data.images,
+            data.labels,
+            batch_size=data.batch_size,
+            shuffle=data.shuffle,
+            seed=data.seed,
+            drop_last=True,
+            initial_epoch=data.epoch,
+            steps_per_epoch=data.steps_per_epoch,
+        )
+        return clone, True
+    count = data.num_batches
+    if count is None:
+        return data, None
+    if count < 2 or _batch_length(data[count - 1]) >= _batch_length(data[0]):
+        return data, False
+    return _WithoutLast(data), True
+
+
+def _drop_from_tf_data(data):
+    if all(spec.shape.rank and spec.shape[0] is not None for spec in keras.tree.flatten(data.element_spec)):
+        return data, False  # a static batch size: TensorFlow has dropped the remainder, or there was none
+    count = int(data.cardinality())
+    # Down to where batches were made, through steps that neither reorder nor resize them.
+    kept = ("Prefetch", "Map", "ParallelMap", "Options", "Cache", "Model")
+    step = data
+    while type(step).__name__.strip("_V12").removesuffix("Dataset") in kept:
+        step = getattr(step, "_input_dataset", None)
+    size = getattr(step, "_batch_size", None)
+    if count < 1 or size is None:
+        return data, None
+    examples = int(step._input_dataset.cardinality())
+    if examples < 0:
+        return data, None
+    return (data, False) if examples % int(size) == 0 else (data.take(count - 1), True)
+
+
+def _drop_from_torch(loader):
+    if loader.batch_size is None or not hasattr(loader.dataset, "__len__"):
+        return loader, None
+    if loader.drop_last or len(loader.sampler) % loader.batch_size == 0:
+        return loader, False
+    names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+    names += ("generator", "prefetch_factor", "persistent_workers", "batch_size", "sampler")
+    return type(loader)(loader.dataset, drop_last=True, **{name: getattr(loader, name) for name in names}), True

@@ -1,0 +1,61 @@
+"""Every example in a docstring and the README's Python run as they stand."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_issl
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(keras_issl.__path__, "keras_issl.")
+    if module.name not in ("keras_issl.cli", "keras_issl._backend")
+)
+README = Path(__file__).parent.parent / "README.md"
+
+
+class RunsAtAll(doctest.OutputChecker):
+    """An example must run; how a backend prints a shape is its own affair."""
+
+    def check_output(self, want, got, optionflags):
+        return True
+
+
+@pytest.fixture(scope="module")
+def known():
+    """The names that examples may use without making them."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (256, 32, 32, 3)).astype("uint8"), np.arange(256) % 4
+    encoder = keras_issl.encoders.ResNet(blocks=(1,), width=8, image_size=32, stem="strided")
+    model = keras_issl.Pretrainer(encoder, keras_issl.objectives.SimCLR(output_dim=8, hidden=(8,)))
+    model.compile("adam")
+    train, test = (keras_issl.Features(rng.normal(size=(256, 8)), labels) for _ in range(2))
+    names = {"np": np, "keras": keras, "keras_issl": keras_issl, "images": images, "labels": labels}
+    return names | {"encoder": encoder, "model": model, "train": train, "test": test}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore:.*incomplete last batch")
+def test_docstring_examples_run(name, known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # examples write files
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(RunsAtAll(), verbose=False)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), extraglobs=known):
+        for fenced in re.findall(r"^( *)```python\n(.*?)```", test.docstring, flags=re.S | re.M):
+            code = textwrap.dedent(fenced[1].replace(">>> ", ""))
+            exec(compile(code, f"{test.name} example", "exec"), dict(test.globs))
+        if "```python" not in test.docstring:
+            runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+def test_readme_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    exec(compile(block, "README.md", "exec"), {})
