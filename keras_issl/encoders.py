@@ -39,7 +39,7 @@ class _Encoder(keras.Model):
 
     def __init__(self, inputs, outputs, name):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
-        # Mixed precision begins after the normalisation: pixels in bfloat16 would lose half of their grey levels.
+        # Mixed precision begins after the normalisation: bfloat16 would round a view's pixels to whole grey levels.
         self.autocast = False
 
     @property

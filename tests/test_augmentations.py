@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
 from keras_issl import augmentations as A
+from keras_issl.augmentations.simclr import CROP_TRIES
 
 BACKEND = keras.backend.backend()
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -252,7 +253,7 @@ def test_affine_matrices_turn_zoom_move_and_slant(rng):
 
 def boxes_of(layer, rng, count, shape):
     """`count` boxes (top, left, height, width) of the layer, from uniforms of NumPy."""
-    draws = ops.convert_to_tensor(rng.random((2 * A.CROP_TRIES + 2, count)).astype("float32"))
+    draws = ops.convert_to_tensor(rng.random((2 * CROP_TRIES + 2, count)).astype("float32"))
     draws = ops.concatenate([draws, draws[:1]])  # the flip's
     return np.concatenate([array(edge) for edge in layer._box(draws, shape)], axis=1)
 
@@ -327,6 +328,17 @@ def test_rates_and_independence(options, expected):
     assert abs(np.corrcoef(*chosen)[0, 1]) < 5 / math.sqrt(chosen.shape[1])  # of the two views of one image
 
 
+def test_crop_and_flip_are_drawn_apart():
+    """On a ramp, a view's slope tells its crop's width and its flip, its mean the crop's place."""
+    ramp = np.broadcast_to(np.arange(16.0)[:, None] * 15, (2000, 16, 16, 3))
+    (view,) = A.SimCLR(8, **{**PLAIN, "min_scale": 0.3, "flip": True}, num_views=1, seed=4)(ramp)
+    level = array(view)[..., 0].mean(1)
+    slope, place = level[:, -1] - level[:, 0], level.mean(1)
+    assert rate_within((slope < 0).mean(), 0.5, len(slope))
+    for other in (np.abs(slope), place):
+        assert abs(np.corrcoef(slope < 0, other)[0, 1]) < 5 / math.sqrt(len(slope))
+
+
 def test_flipped_and_gray_views_are_what_they_say():
     images = many(50)
     (flipped,) = A.SimCLR(8, **{**PLAIN, "flip": 1.0}, num_views=1)(images)
@@ -352,7 +364,7 @@ def fixed_draws(layer, count, **chosen):
     draws = np.full((layer._num_draws, count), 0.999, "float32")
     names = ("on", "brightness", "contrast", "saturation", "hue", "order")
     for name, value in chosen.items():
-        draws[2 * A.CROP_TRIES + 3 + names.index(name)] = value
+        draws[2 * CROP_TRIES + 3 + names.index(name)] = value
     return ops.convert_to_tensor(draws)
 
 
@@ -511,12 +523,14 @@ def test_serialisation_round_trip(index):
 
 @pytest.mark.parametrize("index", range(3))
 def test_float32_under_mixed_bfloat16(index):
-    images = photos(20, 18)
+    images = photos(20, 18).astype("float32") + 0.3
     expected = [array(view) for view in layers()[index](images)]
     keras.config.set_dtype_policy("mixed_bfloat16")
-    for view, reference in zip(layers()[index](images), expected, strict=True):
+    layer = layers()[index]
+    for view, reference in zip(layer(images), expected, strict=True):
         assert keras.backend.standardize_dtype(view.dtype) == "float32"
         np.testing.assert_array_equal(array(view), reference)
+    assert all(view.dtype == "float32" for view in layer(keras.Input((20, 18, 3))))
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="the torch backend runs eagerly")

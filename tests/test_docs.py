@@ -45,7 +45,7 @@ def known():
 @pytest.mark.filterwarnings("ignore:.*incomplete last batch")
 def test_docstring_examples_run(name, known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # examples write files
-    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(RunsAtAll(), verbose=False)
+    runner = doctest.DocTestRunner(RunsAtAll(), verbose=False)
     for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), extraglobs=known):
         for fenced in re.findall(r"^( *)```python\n(.*?)```", test.docstring, flags=re.S | re.M):
             code = textwrap.dedent(fenced[1].replace(">>> ", ""))

@@ -246,6 +246,14 @@ def test_bfloat16_gives_float32_features_near_float32s(rng):
     assert not np.array_equal(features, np.asarray(torch.tensor(features).bfloat16().float()))  # pooled in float32
 
 
+def test_bfloat16_begins_after_the_normalisation():
+    """Grey levels 124.0 and 124.2 are one number in bfloat16, and two once the mean of 123.7 is off."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    encoder = ResNet(**TINY)
+    dark, light = (np.full((1, 16, 16, 3), level, "float32") for level in (124.0, 124.2))
+    assert not np.array_equal(encoder.predict(dark, verbose=0), encoder.predict(light, verbose=0))
+
+
 @pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
 def test_resnet_survives_saving(dtype, rng, tmp_path):
     encoder = ResNet(**TINY, feature_dim=40, channels=1, mean=0.3, dtype=dtype, name="small")

@@ -320,8 +320,9 @@ def tensorflow_events(run):
     for plane in space.planes:
         names = {key: value.name for key, value in plane.event_metadata.items()}
         for event in (event for line in plane.lines for event in line.events):
-            node, _, kind = names[event.metadata_id].rpartition(":")  # a kernel's event is "node:Kind"
-            if node:
+            # A kernel's event is "node:Kind"; "Class::Method" and "Call: name" are the runtime's own.
+            node, _, kind = names[event.metadata_id].partition(":")
+            if node and kind and kind[0] not in ": ":
                 milliseconds, calls = totals.get(kind, (0.0, 0))
                 totals[kind] = (milliseconds + event.duration_ps / 1e9, calls + 1)
     return [(kind, *value) for kind, value in totals.items()]
@@ -336,7 +337,7 @@ class Contestant:
         environment = {**os.environ, "KERAS_BACKEND": backend if backend in BACKENDS else "torch"}
         environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  close() closes it, with the process
         command = [sys.executable, __file__, "--worker", json.dumps([section, who, case, gpu])]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
@@ -550,7 +551,12 @@ def main():
             rows.append(found)
             ratio = "" if found["ratio"] is None else f", ratio {found['ratio']:.2f}"
             print(f"{section}: {found['case']}: {found['who']}: {found['rate']:.4g} {found['unit']}{ratio}", flush=True)
-    table = markdown(rows)
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    table = (
+        f"{markdown(rows)}\n\nMedians of {options.rounds} rounds; load average {load:.1f} on {cores} cores at the end."
+    )
+    if load > 1.5 * cores:
+        table += " Other work ran beside it: PyTorch's threads suffer most from that, so repeat it on a quiet machine."
     print("\n" + table)
     if options.out:
         options.out.write_text(table + "\n", encoding="utf-8")
