@@ -37,11 +37,6 @@ RESIZER_WIDTH = 512  # hidden width of the block that makes the representation w
 class _Encoder(keras.Model):
     """A functional model from images (B, H, W, channels) to features, which looks at its input first."""
 
-    def __init__(self, inputs, outputs, name):
-        super().__init__(inputs=inputs, outputs=outputs, name=name)
-        # Mixed precision begins after the normalisation: bfloat16 would round a view's pixels to whole grey levels.
-        self.autocast = False
-
     @property
     def channels(self):
         """Number of channels of the images it takes, `None` for any."""
@@ -152,6 +147,7 @@ class ResNet(_Encoder):
         net = _Builder(policy)
 
         images = keras.Input((None, None, channels), name="images")
+        # Plain operations, so in float32 under every policy: bfloat16 would round pixels to whole grey levels.
         scale = 1 / (255 * np.asarray(std, "float32"))
         x = (images - 255 * np.asarray(mean, "float32")) * scale
         size, stride, pool = STEMS[chosen]
@@ -168,7 +164,7 @@ class ResNet(_Encoder):
             x = net.expand(x, feature_dim, small=chosen != "imagenet")  # (B, h, w, feature_dim)
         # In float32: a bfloat16 sum over the pixels of a map loses what the probes live on.
         features = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype="float32", name="avgpool")(x)
-        super().__init__(images, features, name or f"resnet{'' if variant is None else variant}")
+        super().__init__(inputs=images, outputs=features, name=name or f"resnet{'' if variant is None else variant}")
         self._config = {
             "variant": variant,
             "blocks": None if blocks is None else tuple(blocks),
@@ -328,7 +324,7 @@ class Adapter(_Encoder):
         features = ops.cast(y, "float32")
         if rank > 2:
             features = ops.mean(features, axis=tuple(range(1, rank - 1)))  # (B, D)
-        super().__init__(images, features, name or f"{model.name}_encoder")
+        super().__init__(inputs=images, outputs=features, name=name or f"{model.name}_encoder")
         self.model = model
         self._config = {"image_shape": tuple(image_shape), "scale": scale, "offset": offset, "output": output}
 

@@ -8,7 +8,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_issl import datasets
+from keras_issl import datasets, encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def extract_features(encoder, data, *, batch_size=256, labels=None, provenance=N
         )
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"`batch_size` should be a positive integer. Received: {batch_size!r}.")
-    channels = _channels(encoder)
+    channels = encoders.image_channels(encoder)
     batches, total, known, source = _batches(data, batch_size, channels)
     progress = datasets.progress_line(total, "features", verbose) if total else lambda done: None
     parts, found, done, shape = [], [], 0, None
@@ -152,14 +152,6 @@ def extract_features(encoder, data, *, batch_size=256, labels=None, provenance=N
         "dtype_policy": getattr(encoder, "dtype_policy", keras.config.dtype_policy()).name,
     }
     return Features(_finite(np.concatenate(parts), "encoder"), chosen, {**origin, **(provenance or {})})
-
-
-def _channels(encoder):
-    """Image channels the encoder was built for; 3 where it does not say."""
-    try:
-        return int(encoder.input_shape[-1])
-    except (AttributeError, TypeError, IndexError, ValueError):
-        return 3
 
 
 def _batches(data, batch_size, channels):

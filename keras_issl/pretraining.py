@@ -22,7 +22,7 @@ class Pretrainer(keras.Model):
 
     Args:
         encoder: A model from images (N, H, W, C) in [0, 255] to features (N, D): `encoders.ResNet`,
-            or any other through `encoders.adapt`.
+            or any other through `encoders.Adapter`.
         objective: What to train for, e.g. `objectives.DISSL()`.
         augmentation: A layer or callable from images (B, H, W, C) in [0, 255] to a list of views
             (B, h, w, C), e.g. `augmentations.SimCLR(32, preset="cifar10")`. `None` passes copies.
@@ -173,18 +173,20 @@ class Pretrainer(keras.Model):
         validation_split=0.0,
         validation_data=None,
         shuffle=True,
+        steps_per_epoch=None,
         **kwargs,
     ):
         """As `keras.Model.fit`; see the class for what `x` may be. `batch_size` defaults to 256."""
         if validation_split:
             x, y, validation_data = self._hold_out(x, y, validation_split, validation_data)
-        x, y = self._stream(x, y, batch_size, shuffle=shuffle)
+        x, y = self._stream(x, y, batch_size, shuffle=shuffle, steps=steps_per_epoch)
         if validation_data is not None:
             pair = validation_data if isinstance(validation_data, tuple) else (validation_data, None)
             size = kwargs.pop("validation_batch_size", None) or batch_size
             validation_data, _ = self._stream(pair[0], None, size, shuffle=False)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
-            callbacks = [x.callback(), *(callbacks or [])]
+            callbacks = self._with(callbacks, x.callback())
+            steps_per_epoch = None
         if isinstance(x, datasets.Batches) or not isinstance(x, keras.utils.PyDataset):
             shuffle = False  # streams bring their own order
         return super().fit(
@@ -195,8 +197,16 @@ class Pretrainer(keras.Model):
             callbacks=callbacks,
             validation_data=validation_data,
             shuffle=shuffle,
+            steps_per_epoch=steps_per_epoch,
             **kwargs,
         )
+
+    @staticmethod
+    def _with(callbacks, extra):
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.callbacks.append(extra)
+            return callbacks
+        return [extra, *keras.tree.flatten(callbacks or [])]
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """As `keras.Model.evaluate`: the loss on views drawn with a fixed seed, in inference mode."""
@@ -213,7 +223,7 @@ class Pretrainer(keras.Model):
         cut = round(len(x) * (1 - fraction))
         return x[:cut], None if y is None else y[:cut], (x[cut:],)
 
-    def _stream(self, x, y, batch_size, shuffle):
+    def _stream(self, x, y, batch_size, shuffle, steps=None):
         """Turns images into batches of our own, and drops incomplete batches where they change the loss."""
         whole = self.objective.needs_batch_statistics
         if isinstance(x, tuple) and y is None and 1 <= len(x) <= 2:
@@ -239,7 +249,8 @@ class Pretrainer(keras.Model):
             )
         if whole and size <= count and count % size:
             self._say_drop(f"{count % size} images of the incomplete last batch")
-        return datasets.Batches(images, batch_size=size, shuffle=bool(shuffle), seed=self.seed, drop_last=whole), None
+        order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
+        return datasets.Batches(images, batch_size=size, drop_last=whole, **order), None
 
     def _say_drop(self, left):
         if not self._said_drop:

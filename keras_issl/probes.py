@@ -12,7 +12,7 @@ from keras_issl.features import Features
 
 STRENGTHS = (1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
 _HELD_OUT_FROM = 10_000  # examples from which one held-out fifth is enough to choose a strength
-_ROTATE_UP_TO = 2_500  # dimensions up to which an eigendecomposition of the Gram matrix pays
+_ROTATE_UP_TO = 4_096  # dimensions up to which an eigendecomposition of the Gram matrix pays
 _THREADS_FROM = 50_000_000  # multiplications a product with the features takes
 _SWEEP_TOLERANCE = 1e-5  # enough to rank strengths; the final fit takes the solver's own
 

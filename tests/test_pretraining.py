@@ -147,6 +147,15 @@ def test_incomplete_batches_are_dropped_with_one_warning():
     assert int(model.steps) == 4
 
 
+def test_steps_per_epoch_and_callbacks_as_in_keras():
+    model, seen = make(), []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(int(model.steps)))
+    fitted(model, IMAGES[:32], batch_size=16, steps_per_epoch=3, epochs=2, callbacks=note)
+    assert seen[-1] == 6
+    fitted(model, IMAGES[:32], batch_size=16, callbacks=keras.callbacks.CallbackList([note], model=model))
+    assert seen[-1] == 8
+
+
 def test_an_objective_without_batch_statistics_keeps_the_last_batch():
     objective = objectives.DISSL(num_classes=12, teacher_hidden=(16,), bottleneck=8)
     objective.needs_batch_statistics = False

@@ -25,7 +25,7 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--encoder", default="narrow", choices=("narrow", "resnet18", "resnet50"))
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--precision", default="float32", choices=("float32", "mixed_bfloat16"))
     parser.add_argument("--num-classes", type=int, default=1024, help="DISSL's equivalence classes C")
