@@ -114,7 +114,10 @@ def _pretrain(args):
             say(f"Stopped. Everything so far is in {out}; the same command with --out {out} --resume goes on.")
             return
         say(f"\n{result.table()}\n\n{result.protocol}")
-        say(f"\nWritten to {out}: comparison.md, and one run folder per objective with its preset, history and curves.")
+        say(
+            f"\nWritten to {out}: comparison.md and comparison.png; simclr/, cissl/ and dissl/, each a run folder with "
+            "its preset and curves."
+        )
         return
     recipe = make_recipe(args.objective)
     result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked)

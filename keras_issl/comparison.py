@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_issl import probes, recipes, report, runs
@@ -89,14 +90,20 @@ def compare(
             "Choose another, or pass resume=True (--resume) to go on with it."
         )
     out.mkdir(parents=True, exist_ok=True)
-    done = json.loads(path.read_text()) if path.is_file() else {}
+    asked = {
+        "recipes": {objective: dataclasses.asdict(make_recipe(objective)) for objective in objectives},
+        "data": [train.fingerprint, test.fingerprint],
+        "shots": list(shots),
+        "draws": draws,
+    }
+    done = _rows_so_far(path, json.loads(json.dumps(asked)))
     recipe = make_recipe(objectives[0])
 
     def probe(name, features):
         began = time.monotonic()
         scores = probes.few_shot(*features, shots=shots, draws=draws)
         done[name] = {str(k): list(v) for k, v in scores.items()}
-        write_json(path, done)
+        write_json(path, {"asked": asked, "rows": done})
         say(f"{name}: probed in {time.monotonic() - began:.1f} s")
 
     if "raw pixels" not in done:
@@ -120,8 +127,25 @@ def compare(
     rows = {n: {k: tuple(done[n][str(k)]) for k in shots} for n in order}
     protocol = (
         f"{train.name}: {len(train):,} training and {len(test):,} test images; {recipe.epochs} epochs, batch "
-        f"{recipe.batch_size}, seed {recipe.seed}; linear probe, regularisation chosen on held-out training labels, "
-        f"test scored once per draw; mean ± standard deviation over {draws} draws of labels."
+        f"{recipe.batch_size}, seed {recipe.seed}, {keras.config.backend()}; linear probe, its regularisation chosen "
+        "on held-out training labels (fixed where a class has a single label), test scored once per draw; mean ± "
+        f"standard deviation over {draws} draws of labels, the same draws for every row."
     )
-    (out / "comparison.md").write_text(f"{Comparison(rows, protocol).table()}\n\n{protocol}\n", encoding="utf-8")
-    return Comparison(rows, protocol)
+    result = Comparison(rows, protocol)
+    (out / "comparison.md").write_text(f"{result.table()}\n\n{protocol}\n", encoding="utf-8")
+    report.label_efficiency(rows, out / "comparison.png", title=train.name)
+    return result
+
+
+def _rows_so_far(path, asked):
+    """Finished rows of a comparison that was asked for in the same words, or none."""
+    if not path.is_file():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key, value in asked.items() if before["asked"].get(key) != value]
+    if changed:
+        raise ValueError(
+            f"The comparison in {str(path.parent)!r} was started with other {' and '.join(changed)}, so it cannot be "
+            "resumed. Ask for the same, or choose another `out`."
+        )
+    return before["rows"]

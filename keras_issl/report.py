@@ -47,6 +47,37 @@ PANELS = (  # title, unit, and the columns drawn in it where they exist
 )
 
 
+def label_efficiency(rows, path, title=""):
+    """Draws test accuracy against the number of labels, a line a representation, into a PNG.
+
+    Args:
+        rows: A dict from a name to a dict from labels a class (`None`: all) to (mean, standard deviation, draws).
+        path: Where to write the picture.
+        title: Heading of the picture.
+
+    Returns:
+        The path, or `None` if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+    except ImportError:
+        return None
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    shots = list(next(iter(rows.values())))
+    for name, row in rows.items():
+        mean, sd = ([row[k][i] for k in shots] for i in (0, 1))
+        style = {"ls": ":", "color": "grey"} if name in ("raw pixels", "random encoder") else {}
+        axes.errorbar(range(len(shots)), mean, sd, label=name, marker="o", ms=4, capsize=3, lw=1.5, **style)
+    axes.set_xticks(range(len(shots)), ["all" if k is None else str(k) for k in shots])
+    axes.set(xlabel="labels a class", ylabel="test top-1, linear probe", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+    return Path(path)
+
+
 def curves(history, path, title=""):
     """Draws what a run logged, an epoch a point, into a PNG.
 

@@ -176,6 +176,10 @@ def test_comparison_resumes_and_prints_one_table(tmp_path):
     said.clear()
     again = comparison.compare(*arguments, **options, resume=True, say=said.append)
     assert again == first and not said, "nothing is done twice"
+    with Image.open(tmp_path / "c" / "comparison.png") as picture:
+        assert picture.width > 500
+    with pytest.raises(ValueError, match="other draws"):
+        comparison.compare(*arguments, **options | {"draws": 3}, resume=True)
 
 
 # ---------------------------------------------------------------------- the command line
