@@ -12,19 +12,13 @@ from pathlib import Path
 BACKENDS = {"tensorflow": "tensorflow", "torch": "torch", "jax": "jax"}  # name -> module it needs
 # Convolutional training on XLA:CPU is about ten times slower than on TensorFlow or torch.
 CPU_ORDER = ("tensorflow", "torch", "jax")
-ACCELERATOR_ORDER = ("jax", "torch", "tensorflow")
+DEVICES = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")  # files of GPUs and TPUs
+JAX_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 EXTRAS = 'pip install "keras_issl[tensorflow]" (or [torch], or [jax])'
 
 
 def _installed(module):
     return importlib.util.find_spec(module) is not None
-
-
-def _jax_accelerator():
-    """Whether JAX could drive an accelerator here: a plugin is installed and a device file exists."""
-    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
-    devices = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
-    return any(map(_installed, plugins)) and any(Path(d).exists() for d in devices)
 
 
 def choose(environment=os.environ):
@@ -38,7 +32,13 @@ def choose(environment=os.environ):
         ImportError: the wanted backend, or any at all, is not installed.
     """
     if "keras" in sys.modules:
-        return sys.modules["keras"].config.backend(), "Keras was imported before keras_issl"
+        name = sys.modules["keras"].config.backend()
+        if name not in BACKENDS:
+            raise ValueError(
+                f"The Keras backend should be one of {sorted(BACKENDS)}. Received: {name!r}, with which Keras was "
+                "imported before keras_issl. Set KERAS_BACKEND, or import keras_issl first."
+            )
+        return name, "Keras was imported before keras_issl"
     named = environment.get("KERAS_BACKEND")
     if named:
         if named not in BACKENDS:
@@ -52,10 +52,12 @@ def choose(environment=os.environ):
                 f'Install it with pip install "keras_issl[{named}]", or unset KERAS_BACKEND.'
             )
         return named, "KERAS_BACKEND is set"
-    if _jax_accelerator() and _installed("jax"):
-        order, why = ACCELERATOR_ORDER, "an accelerator that JAX can use is present"
+    if not any(Path(device).exists() for device in DEVICES):
+        order, why = CPU_ORDER, "there is no accelerator"
+    elif any(map(_installed, JAX_PLUGINS)):
+        order, why = ("jax", "torch", "tensorflow"), "there is an accelerator, and JAX has a plugin for one"
     else:
-        order, why = CPU_ORDER, "no accelerator plugin of JAX is present"
+        order, why = ("torch", "tensorflow", "jax"), "there is an accelerator, for which JAX has no plugin"
     found = [name for name in order if _installed(BACKENDS[name])]
     if not found:
         raise ImportError(
@@ -66,4 +68,10 @@ def choose(environment=os.environ):
     return found[0], f"first installed of {', '.join(order)}: {why}"
 
 
-NAME, REASON = choose()
+try:
+    NAME, REASON = choose()
+except (ImportError, ValueError) as error:
+    if Path(sys.argv[0]).stem == "keras-issl":  # at a shell prompt one line says more than a traceback
+        raise SystemExit(f"keras-issl: {error}") from None
+    raise
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury the first lines

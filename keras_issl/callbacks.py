@@ -8,7 +8,9 @@ import keras
 
 
 class NaNGuard(keras.callbacks.Callback):
-    """Stops training with an error at the end of the first epoch, or batch, whose loss is not finite.
+    """Stops training with an error at the end of the first epoch whose mean loss is not finite.
+
+    `Pretrainer.fit` brings one of its own.
 
     Raises:
         FloatingPointError: The loss is NaN or infinite; the message says when, and what to try.
@@ -16,16 +18,13 @@ class NaNGuard(keras.callbacks.Callback):
     Example: `model.fit(images, callbacks=[keras_issl.callbacks.NaNGuard()])`
     """
 
-    def _check(self, when, logs):
+    def on_epoch_end(self, epoch, logs=None):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)):
             raise FloatingPointError(
-                f"The loss became {float(loss)} {when}. Checkpoints from before are untouched. "
-                "Lower the learning rate, clip gradients (`clipvalue`), or look for broken images."
+                f"The loss became {float(loss)} in epoch {epoch + 1}. Checkpoints from before are untouched. "
+                "Lower the learning rate, clip gradients (`clipvalue`), or look for images with NaN."
             )
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._check(f"in epoch {epoch + 1}", logs)
 
 
 class StopOnSignal(keras.callbacks.Callback):

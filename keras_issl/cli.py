@@ -6,8 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury the first lines
-
 
 def say(line=""):
     """Prints a line at once, also into a pipe."""
@@ -25,6 +23,7 @@ def _parser():
     p.add_argument("data", nargs="?", default="digits", help=f"{sources}; default: digits")
     p.add_argument("--compare", action="store_true", help="train SimCLR, CISSL and DISSL alike and print one table")
     p.add_argument("--objective", default="dissl", choices=("dissl", "cissl", "simclr"))
+    p.add_argument("--augmentation", choices=("simclr", "affine"), help="default: simclr; affine for digits")
     p.add_argument("--encoder", choices=("narrow", "resnet18", "resnet50"), help="default: narrow, trains on a CPU")
     p.add_argument("--image-size", type=int, help="side in pixels that images are stored and trained at")
     p.add_argument("--epochs", type=int)
@@ -33,8 +32,9 @@ def _parser():
     p.add_argument("--num-classes", type=int, help="DISSL's equivalence classes C")
     p.add_argument("--precision", choices=("float32", "mixed_bfloat16"))
     p.add_argument("--seed", type=int)
-    p.add_argument("--split", default="train")
+    p.add_argument("--split", help="default: train where there is such a split, else all images")
     p.add_argument("--test-split", default="test", help="for --compare")
+    p.add_argument("--shots", type=int, nargs="*", default=[1, 5, 10], help="labels a class for --compare")
     p.add_argument("--draws", type=int, default=10, help="random draws of labels for --compare")
     p.add_argument("--limit", type=int, help="use only so many images")
     p.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
@@ -45,8 +45,8 @@ def _parser():
     p = commands.add_parser("probe", help="fit a linear probe on the features of a preset")
     p.add_argument("preset", help="preset folder or run folder")
     p.add_argument("data", nargs="?", default="digits", help=sources)
-    p.add_argument("--split", default="train")
-    p.add_argument("--test-split", default="test")
+    p.add_argument("--split", help="default: train where there is such a split, else all images")
+    p.add_argument("--test-split", default="test", help="a fifth of the images is held out where there is none")
     p.add_argument("--shots", type=int, nargs="*", default=[], help="labels a class, beside all labels")
     p.add_argument("--draws", type=int, default=10)
     _encoding_options(p)
@@ -69,47 +69,68 @@ def _encoding_options(parser):
     parser.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
 
 
-def _load(args, split, image_size=None):
+def _load(args, split, image_size=None, otherwise_all=False):
     from keras_issl import datasets
 
     on_error = "skip" if args.skip_broken else "raise"
-    data = datasets.load(args.data, split=split, image_size=image_size, on_error=on_error, limit=args.limit)
+    options = {"image_size": image_size, "on_error": on_error, "limit": args.limit}
+    try:
+        data = datasets.load(args.data, split=split or ("train" if otherwise_all else None), **options)
+    except datasets.UnknownSplit:
+        if split or not otherwise_all:
+            raise
+        data = datasets.load(args.data, **options)
     shape = "x".join(map(str, data.image_shape))
     say(f"data: {data.name}, {len(data):,} images {shape}" + (f", {len(data.skipped)} skipped" if data.skipped else ""))
     return data
 
 
-def _pretrain(args):
-    from keras_issl import comparison, recipes, runs
+def _recipes(args):
+    """A function from an objective's name to its recipe, and what the user changed."""
+    from keras_issl import recipes
 
-    asked = {
-        name: getattr(args, name)
-        for name in ("epochs", "batch_size", "learning_rate", "precision", "seed")
-        if getattr(args, name) is not None
-    }
-    digits = args.data == "digits"
-    size = args.image_size or (None if digits else 32)
+    names = ("epochs", "batch_size", "learning_rate", "precision", "seed", "num_classes")
+    names += ("encoder", "augmentation", "image_size")
+    asked = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.num_classes is not None and not args.compare and args.objective != "dissl":
+        raise ValueError(f"`--num-classes` is for DISSL. Received: --objective {args.objective}")
+
+    def make(objective):
+        options = {name: asked[name] for name in names[:5] if name in asked}
+        if objective == "dissl" and args.num_classes is not None:
+            options["objective_args"] = {"num_classes": args.num_classes}
+        if args.data == "digits" and not {"encoder", "augmentation", "image_size"} & set(asked):
+            return recipes.digits(objective, **options)
+        augmentation = args.augmentation or ("affine" if args.data == "digits" else "simclr")
+        return recipes.small_images(
+            objective, args.image_size or _default_size(args), args.encoder or "narrow", augmentation, **options
+        )
+
+    return make, asked
+
+
+def _default_size(args):
+    """Digits are 8x8; other images are brought to 32x32 unless told otherwise."""
+    return 8 if args.data == "digits" else 32
+
+
+def _pretrain(args):
+    from keras_issl import comparison, runs
+
+    make_recipe, asked = _recipes(args)
+    size = args.image_size or (None if args.data == "digits" else _default_size(args))
     kind = "compare" if args.compare else args.objective
     default_out = f"runs/{Path(args.data).name.replace(':', '-')}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(args.out or default_out)
     if args.resume and not args.out:
         raise ValueError("--resume should come with --out, the folder of the run to go on with.")
 
-    def make_recipe(objective):
-        options = dict(asked)
-        if objective == "dissl" and args.num_classes is not None:
-            options["objective_args"] = {"num_classes": args.num_classes}
-        if digits and args.encoder is None and size is None:
-            return recipes.digits(objective, **options)
-        return recipes.small_images(objective, image_size=size or 8, encoder=args.encoder or "narrow", **options)
-
-    data = _load(args, args.split, size)
+    data = _load(args, args.split, size, otherwise_all=True)
     if args.compare:
         test = _load(args, args.test_split, size)
         result = comparison.compare(
-            make_recipe, data, test, out, objectives=("simclr", "cissl", "dissl"), draws=args.draws,
-            resume=args.resume, say=say,
-        )  # fmt: skip
+            make_recipe, data, test, out, shots=(*args.shots, None), draws=args.draws, resume=args.resume, say=say
+        )
         if result is None:
             say(f"Stopped. Everything so far is in {out}; the same command with --out {out} --resume goes on.")
             return
@@ -121,56 +142,68 @@ def _pretrain(args):
         return
     recipe = make_recipe(args.objective)
     result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked)
+    pictures = "curves.png, " if (out / "curves.png").exists() else ""
     state = f"stopped by {result.stopped_by} after" if result.stopped_by else "trained"
     say(
         f"{state} {result.finished_epochs} epochs in {result.seconds:.0f} s; written to {out}: "
-        "preset/ (the encoder), history.csv, curves.png, checkpoints/, run.json"
+        f"preset/ (the encoder), history.csv, {pictures}checkpoints/, run.json"
     )
+    if result.stopped_by:
+        say(f"The same command with --out {out} --resume goes on.")
 
 
 def _encoder(args):
-    import json
+    """The preset's encoder, the image size to load, and what its features should say of where they come from."""
+    from keras_issl.zoo.format import read_metadata
+    from keras_issl.zoo.loading import from_preset, preset_folder
 
-    import keras_issl
-
-    encoder = keras_issl.from_preset(args.preset)
-    folder = Path(args.preset)
-    folder = folder / "preset" if (folder / "preset" / "config.json").is_file() else folder
-    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    encoder = from_preset(args.preset)
+    metadata = read_metadata(preset_folder(args.preset))
     size = args.image_size
     if size is None and args.data != "digits":
         size = ((metadata.get("recipe") or {}).get("augmentation_args") or {}).get("size")
-    return encoder, size, metadata
-
-
-def _extract(args, encoder, data):
-    from keras_issl.features import extract_features
-
-    return extract_features(encoder, data, batch_size=args.batch_size)
+    provenance = {"preset": str(args.preset)}
+    if metadata.get("probe"):
+        provenance["probe"] = metadata["probe"]
+    return encoder, size, provenance
 
 
 def _probe(args):
-    from keras_issl import probes, report
+    from keras_issl import datasets, probes, report
+    from keras_issl.features import extract_features
 
-    encoder, size, _ = _encoder(args)
-    train, test = (_extract(args, encoder, _load(args, split, size)) for split in (args.split, args.test_split))
+    encoder, size, provenance = _encoder(args)
+    train = _load(args, args.split, size, otherwise_all=True)
+    try:
+        test = _load(args, args.test_split, size)
+    except datasets.UnknownSplit:
+        train, test = train.split(0.8)
+        say(f"no split {args.test_split!r}: a stratified fifth, {len(test):,} images, is held out as test")
+    test = test.with_classes(train.class_names)
+    train, test = (
+        extract_features(encoder, data, batch_size=args.batch_size, provenance=provenance) for data in (train, test)
+    )
     scores = probes.few_shot(train, test, shots=(*args.shots, None), draws=args.draws)
     rows = [
         ["all" if k is None else str(k), f"{mean:.4f}" + (f" ± {sd:.4f}" if n > 1 else ""), str(n)]
         for k, (mean, sd, n) in scores.items()
     ]
     say(report.table(["labels a class", "test top-1", "draws"], rows))
-    say("Linear probe; regularisation chosen on held-out training labels, test scored once per draw.")
+    say(probes.PROTOCOL)
 
 
 def _features(args):
+    from keras_issl.features import extract_features
+
     out = Path(args.out)
     if out.suffix != ".npz":
         raise ValueError(f"`out` should end in .npz. Received: {args.out!r}")
     if out.exists():
         raise ValueError(f"`out` should not exist yet. Received: {args.out!r}")
-    encoder, size, _ = _encoder(args)
-    features = _extract(args, encoder, _load(args, args.split, size))
+    encoder, size, provenance = _encoder(args)
+    data = _load(args, args.split, size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    features = extract_features(encoder, data, batch_size=args.batch_size, provenance=provenance)
     features.save(out)
     say(f"{len(features):,} x {features.array.shape[1]} features written to {out}")
 

@@ -89,6 +89,9 @@ def compare(
             f"`out` should be a new folder. Received: {str(out)!r}, which exists. "
             "Choose another, or pass resume=True (--resume) to go on with it."
         )
+    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+        raise ValueError(f"`out` exists and holds no comparison, so it is left alone. Received: {str(out)!r}")
+    test = test.with_classes(train.class_names)
     out.mkdir(parents=True, exist_ok=True)
     asked = {
         "recipes": {objective: dataclasses.asdict(make_recipe(objective)) for objective in objectives},
@@ -97,6 +100,7 @@ def compare(
         "draws": draws,
     }
     done = _rows_so_far(path, json.loads(json.dumps(asked)))
+    write_json(path, {"asked": asked, "rows": done})
     recipe = make_recipe(objectives[0])
 
     def probe(name, features):
@@ -125,11 +129,13 @@ def compare(
 
     order = ["raw pixels", "random encoder", *(LABELS[o] for o in objectives)]
     rows = {n: {k: tuple(done[n][str(k)]) for k in shots} for n in order}
+    classes = make_recipe("dissl").objective_args.get("num_classes") if "dissl" in objectives else None
     protocol = (
-        f"{train.name}: {len(train):,} training and {len(test):,} test images; {recipe.epochs} epochs, batch "
-        f"{recipe.batch_size}, seed {recipe.seed}, {keras.config.backend()}; linear probe, its regularisation chosen "
-        "on held-out training labels (fixed where a class has a single label), test scored once per draw; mean ± "
-        f"standard deviation over {draws} draws of labels, the same draws for every row."
+        f"{train.name}: {len(train):,} training and {len(test):,} test images. One encoder with the same initial "
+        f"weights for all, {recipe.epochs} epochs of batches of {recipe.batch_size}, {recipe.augmentation} views, "
+        + (f"C = {classes} for DISSL, " if classes else "")
+        + f"seed {recipe.seed}, {recipe.precision}, {keras.config.backend()}. {probes.PROTOCOL} Mean ± standard "
+        f"deviation over {draws} draws of labels, the same draws for every row."
     )
     result = Comparison(rows, protocol)
     (out / "comparison.md").write_text(f"{result.table()}\n\n{protocol}\n", encoding="utf-8")

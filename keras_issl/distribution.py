@@ -13,12 +13,15 @@ Three kinds of things live here:
   TensorFlow's fused kernels without copying images between memory layouts.
 """
 
+import contextlib
+
 import keras
 from keras import ops
 
 __all__ = [
     "BatchNormalization",
     "Conv2D",
+    "dtype_scope",
     "MaxPooling2D",
     "gather",
     "global_mean",
@@ -107,6 +110,21 @@ def has_accelerator():
     import jax
 
     return any(device.platform != "cpu" for device in jax.devices())
+
+
+@contextlib.contextmanager
+def dtype_scope(policy):
+    """Makes `policy` the global dtype policy within a `with` block, and puts the former one back.
+
+    Args:
+        policy: A dtype policy or its name, such as `"mixed_bfloat16"`.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def jit_compile_default():

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_issl import callbacks as callbacks_room
 from keras_issl import datasets, distribution, encoders
 
 DEFAULT_BATCH_SIZE = 256
@@ -66,7 +67,7 @@ class Pretrainer(keras.Model):
             objective.built = True
         self.steps = self.add_weight(shape=(), dtype="int32", trainable=False, initializer="zeros", name="steps")
         self.log_trackers = {name: keras.metrics.Mean(name=name) for name in objective.log_names}
-        self._said_drop = False
+        self._said_drop, self._scoring = False, False
         self.built = True
 
     # ------------------------------------------------------------------ one step
@@ -112,12 +113,12 @@ class Pretrainer(keras.Model):
 
     def call(self, images, training=None):
         images = self._to_encoder_channels(images)
-        if training:
-            return self.outputs(images, training=True)
+        if training or self._scoring:
+            return self.outputs(images, training=bool(training))
         return self.encoder(images, training=False)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if not isinstance(y_pred, dict):  # `evaluate`: the forward pass gave features, the loss needs views
+        if not isinstance(y_pred, dict):  # `test_on_batch`: the forward pass gave features, the loss needs views
             y_pred = self.outputs(self._to_encoder_channels(x), training=False)
         loss, logs = self.objective.compute_loss(y_pred, self.steps)
         for name, value in logs.items():
@@ -135,7 +136,7 @@ class Pretrainer(keras.Model):
             raise ValueError(
                 f"Images should have shape (batch, height, width, channels). Received shape: {tuple(images.shape)}"
             )
-        if images.shape[-1] == 1 and encoders.image_channels(self.encoder) == 3:
+        if images.shape[-1] == 1 and self._channels() == 3:
             images = ops.repeat(images, 3, axis=-1)
         return images
 
@@ -149,8 +150,12 @@ class Pretrainer(keras.Model):
                 ten times slower on convolutions, and is left off.
             **kwargs: As `keras.Model.compile`.
         """
-        if kwargs.get("loss") is not None:
-            raise ValueError("`loss` should be left out of `compile`: the objective given to Pretrainer is the loss.")
+        for name in ("loss", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` should be left out of `compile`: the objective given to Pretrainer is the loss, and "
+                    f"names what is logged. Received: {kwargs[name]!r}"
+                )
         if jit_compile == "auto":
             jit_compile = distribution.jit_compile_default()
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
@@ -183,10 +188,11 @@ class Pretrainer(keras.Model):
         if validation_data is not None:
             pair = validation_data if isinstance(validation_data, tuple) else (validation_data, None)
             size = kwargs.pop("validation_batch_size", None) or batch_size
-            validation_data, _ = self._stream(pair[0], None, size, shuffle=False)
+            validation_data, _ = self._stream(pair[0], None, size, shuffle=False, fit=False)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
-            steps_per_epoch = None
+            steps_per_epoch = None  # it is in the batches
+        callbacks = self._with(callbacks, callbacks_room.NaNGuard())
         if isinstance(x, datasets.Batches) or not isinstance(x, keras.utils.PyDataset):
             shuffle = False  # streams bring their own order
         return super().fit(
@@ -211,8 +217,28 @@ class Pretrainer(keras.Model):
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """As `keras.Model.evaluate`: the loss on views drawn with a fixed seed, in inference mode."""
         if not kwargs.get("_use_cached_eval_dataset"):  # else `fit` calls, and has prepared the data
-            x, y = self._stream(x, y, batch_size, shuffle=False)
-        return super().evaluate(x, y, **kwargs)
+            x, y = self._stream(x, y, batch_size, shuffle=False, fit=False)
+        self._scoring = True
+        try:
+            return super().evaluate(x, y, **kwargs)
+        finally:
+            self._scoring = False
+
+    def predict(self, x, batch_size=None, **kwargs):
+        """Features (N, D), float32, of what `fit` takes.
+
+        Args:
+            x: An array (N, H, W, C), (N, H, W, 1) or (N, H, W), a tuple of images and labels, an
+                `ImageDataset`, or any stream that `keras.Model.predict` takes.
+            batch_size: Images a forward pass, 256 by default for arrays.
+            **kwargs: As `keras.Model.predict`.
+        """
+        x = x[0] if isinstance(x, tuple) else x
+        if isinstance(x, datasets.ImageDataset) or _is_array(x):
+            images = x.images if isinstance(x, datasets.ImageDataset) else datasets.as_images(x, self._channels())
+            x = datasets.Batches(images, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=False)
+            batch_size = None
+        return super().predict(x, batch_size=batch_size, **kwargs)
 
     def _hold_out(self, x, y, fraction, validation_data):
         if not _is_array(x) or not 0 < fraction < 1 or validation_data is not None:
@@ -223,7 +249,10 @@ class Pretrainer(keras.Model):
         cut = round(len(x) * (1 - fraction))
         return x[:cut], None if y is None else y[:cut], (x[cut:],)
 
-    def _stream(self, x, y, batch_size, shuffle, steps=None):
+    def _channels(self):
+        return encoders.image_channels(self.encoder)
+
+    def _stream(self, x, y, batch_size, shuffle, steps=None, fit=True):
         """Turns images into batches of our own, and drops incomplete batches where they change the loss."""
         whole = self.objective.needs_batch_statistics
         if isinstance(x, tuple) and y is None and 1 <= len(x) <= 2:
@@ -231,26 +260,42 @@ class Pretrainer(keras.Model):
         if isinstance(x, datasets.ImageDataset):
             images = x.images
         elif _is_array(x):
-            images = datasets.as_images(x, encoders.image_channels(self.encoder))
+            images = datasets.as_images(x, self._channels())
+            datasets.check_range(images)
         else:
-            if whole:
-                x, dropped = datasets.drop_incomplete(x)
-                if dropped:
-                    self._say_drop("the incomplete last batch")
-            return x, y
+            return self._checked_stream(x, whole, steps), y
         count = len(images)
         if count == 0:
             raise ValueError("`x` should hold at least one image. Received an empty array.")
         size = batch_size or min(DEFAULT_BATCH_SIZE, count)
-        if whole and size < 2:
-            raise ValueError(
-                f"`batch_size` should be at least 2 images for {type(self.objective).__name__}, whose loss compares "
-                f"the images of a batch. Received: {size}"
-            )
+        size = size if fit else min(size, count)
+        self._check_batch_size(size)
         if whole and size <= count and count % size:
             self._say_drop(f"{count % size} images of the incomplete last batch")
         order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
         return datasets.Batches(images, batch_size=size, drop_last=whole, **order), None
+
+    def _checked_stream(self, x, whole, steps):
+        """A stream of batches without an incomplete last one; what can be seen of it ahead of time is checked."""
+        if isinstance(x, datasets.Batches) and steps is not None:
+            x = x.replace(steps_per_epoch=steps)
+        if isinstance(x, keras.utils.PyDataset) and x.num_batches != 0:
+            batch = x[0]
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            self._check_batch_size(len(images))
+            datasets.check_range(datasets.as_images(images, self._channels()))
+        if whole:
+            x, dropped = datasets.drop_incomplete(x)
+            if dropped:
+                self._say_drop("the incomplete last batch")
+        return x
+
+    def _check_batch_size(self, size):
+        if self.objective.needs_batch_statistics and size < 2:
+            raise ValueError(
+                f"`batch_size` should be at least 2 images for {type(self.objective).__name__}, whose loss compares "
+                f"the images of a batch. Received: {size}"
+            )
 
     def _say_drop(self, left):
         if not self._said_drop:

@@ -59,7 +59,7 @@ def locked_folder(path, *, resume=False):
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`out` should be a folder. Received: {str(folder)!r}, which is a file.")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    occupied = folder.is_dir() and any(path.name != "lock" for path in folder.iterdir())
     if occupied and not resume:
         raise ValueError(
             f"`out` should be a new folder. Received: {str(folder)!r}, which exists. "
@@ -81,26 +81,32 @@ def locked_folder(path, *, resume=False):
 class _Checkpoint(keras.callbacks.Callback):
     """Saves weights, optimizer and random states at the end of each epoch, through a temporary file."""
 
-    def __init__(self, folder, every_seconds):
+    COST = 0.02  # share of the time that may go into checkpoints; the first epoch always ends in one
+
+    def __init__(self, folder):
         super().__init__()
-        self.folder, self.every_seconds = folder / "checkpoints", every_seconds
+        self.folder = folder / "checkpoints"
         self.folder.mkdir(exist_ok=True)
-        self.saved_at, self.finished = time.monotonic(), None
+        for left in self.folder.glob("tmp_*"):  # by a process that was killed while it wrote
+            left.unlink()
+        self.next_at, self.finished, self.saved = 0.0, None, None
 
     def on_epoch_end(self, epoch, logs=None):
         if self.model.stop_training:  # stopped within the epoch: what was finished is the epoch before
             return
         self.finished = epoch + 1
-        if time.monotonic() - self.saved_at >= self.every_seconds:
+        if time.monotonic() >= self.next_at:
             self.save()
 
     def save(self):
         """Writes the checkpoint of the last finished epoch and removes the oldest ones."""
+        began = time.monotonic()
         path = self.folder / f"epoch_{self.finished:05d}.weights.h5"
         temporary = self.folder / f"tmp_{path.name}"
         self.model.save_weights(temporary)
         os.replace(temporary, path)
-        self.saved_at = time.monotonic()
+        self.saved = self.finished
+        self.next_at = time.monotonic() + (time.monotonic() - began) / self.COST
         for old in checkpoints(self.folder.parent)[:-KEPT_CHECKPOINTS]:
             old[1].unlink()
 
@@ -116,7 +122,7 @@ def checkpoints(folder):
 
 
 class _Progress(keras.callbacks.Callback):
-    """Progress over the whole run: a bar on a terminal, about ten plain lines in a file or pipe."""
+    """Progress over the whole run: a bar on a terminal, a dozen plain lines in a file or pipe."""
 
     SHOWN = ("loss", "marginal_entropy", "marginal_entropy_bound", "effective_classes", "alignment")
 
@@ -125,14 +131,26 @@ class _Progress(keras.callbacks.Callback):
         self.epochs, self.initial_epoch, self.every = epochs, initial_epoch, max(1, epochs // 10)
         self.bar = None
         if sys.stdout.isatty():
-            self.bar = keras.utils.Progbar(epochs, unit_name="epoch", stateful_metrics=self.SHOWN, width=20)
+            self.bar = keras.utils.Progbar(None, unit_name="step", stateful_metrics=self.SHOWN, width=20)
         self.began = time.monotonic()
+
+    def on_train_begin(self, logs=None):
+        if self.bar is not None:
+            self.steps = self.params["steps"]
+            self.bar.target = self.epochs * self.steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.bar is not None:
+            self.bar.update(self.done * self.steps + batch + 1)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.done = epoch
 
     def on_epoch_end(self, epoch, logs=None):
         done, values = epoch + 1, [(name, float(logs[name])) for name in self.SHOWN if name in (logs or {})]
         if self.bar is not None:
-            self.bar.update(done, values)
-        elif done % self.every == 0 or done == self.epochs:
+            self.bar.update(done * self.steps, values)
+        elif done % self.every == 0 or done in (self.initial_epoch + 1, self.epochs):
             left = (time.monotonic() - self.began) / (done - self.initial_epoch) * (self.epochs - done)
             parts = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in values]
             sys.stdout.write(f"  epoch {done}/{self.epochs}, {left:.0f} s left: {', '.join(parts)}\n")
@@ -160,10 +178,11 @@ class Result:
     seconds: float
 
 
-def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seconds=60, verbose=True):
+def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
     """Pre-trains an encoder into a run folder.
 
-    Ctrl-C and SIGTERM finish the batch, save what there is and return.
+    Ctrl-C and SIGTERM finish the batch, save what there is and return. Checkpoints are written at the ends of
+    epochs, as often as costs at most 2 % of the time.
 
     Args:
         recipe: A `recipes.Recipe`.
@@ -171,7 +190,6 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seco
         out: The run folder; see `locked_folder`.
         resume: Whether to go on from the last checkpoint of an existing run with the same recipe and data.
         overrides: A dict of what the user changed in the recipe, for the record.
-        checkpoint_seconds: Checkpoints are at least so many seconds apart.
         verbose: Whether to show a progress bar.
 
     Returns:
@@ -191,8 +209,8 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seco
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         }
+        model = recipes.build(recipe, len(data))  # first: a recipe that cannot be built leaves no trace
         _describe(folder, description, overrides)
-        model = recipes.build(recipe, len(data))
         start = 0
         for epoch, path in checkpoints(folder)[-1:]:
             model.optimizer.build(model.trainable_variables)
@@ -200,12 +218,8 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seco
             start = epoch
         _cut_history(folder / "history.csv", start)
 
-        guard, stop, checkpoint = (
-            callbacks.NaNGuard(),
-            callbacks.StopOnSignal(),
-            _Checkpoint(folder, checkpoint_seconds),
-        )
-        watching = [guard, stop, checkpoint, keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)]
+        stop, checkpoint = callbacks.StopOnSignal(), _Checkpoint(folder)
+        watching = [stop, checkpoint, keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)]
         watching += [_Progress(recipe.epochs, start)] if verbose else []
         began = time.monotonic()
         if start < recipe.epochs:
@@ -224,17 +238,18 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, checkpoint_seco
                 stop.restore()
         seconds = time.monotonic() - began
         finished = max(start, checkpoint.finished or 0)
-        if checkpoint.finished and stop.received is None:
+        if checkpoint.finished != checkpoint.saved and stop.received is None:
             checkpoint.save()
         history = report.read_history(folder / "history.csv") if (folder / "history.csv").exists() else {}
-        report.curves(history, folder / "curves.png", title=f"{recipe.objective}, {data.name}") if history else None
+        if history:
+            report.curves(history, folder / "curves.png", title=f"{recipe.objective}, {data.name}")
         zoo.save_preset(
             model.encoder,
             folder / "preset",
             objective=model.objective,
             recipe=description["recipe"],
             provenance={**description["data"], "finished_epochs": finished, "stopped_by": stop.received},
-            overwrite=True,
+            overwrite=(folder / "preset").exists(),
         )
     return Result(model, folder, history, finished, stop.received, seconds)
 

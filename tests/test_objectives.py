@@ -180,13 +180,15 @@ def test_losses_compute_in_float32_from_bfloat16():
         (lambda z: losses.simclr_loss(z[0]), "views first"),
         (lambda z: losses.simclr_loss(z, temperature=0.0), "`temperature`"),
         (lambda z: losses.cissl_loss(student=z, teacher=z[..., :2]), "one shape"),
+        (lambda z: losses.dissl_loss(teacher_logits=z[:, :1], student_logits=z), "one batch size"),
+        (lambda z: losses.cissl_loss(student=z, teacher=z[:, :3]), "one shape"),
         (lambda z: losses.dissl_loss(teacher_logits=z[:1], student_logits=z), "`teacher_logits`"),
-        (lambda z: losses.dissl_loss(teacher_logits=z, student_logits=z[..., :2]), "number of classes"),
+        (lambda z: losses.dissl_loss(teacher_logits=z, student_logits=z[..., :2]), "classes C"),
         (lambda z: losses.dissl_loss(teacher_logits=z, student_logits=z, teacher_temperature=-1), "temperature"),
         (lambda z: objectives.DISSL(num_classes=0), "`num_classes`"),
         (lambda z: objectives.DISSL(probe="forest"), "`probe`"),
         (lambda z: objectives.CISSL(temperature=float("nan")), "`temperature`"),
-        (lambda z: objectives.SimCLR(head_initialization="he"), "`head_initialization`"),
+        (lambda z: objectives.SimCLR(heads="he"), "`heads`"),
         (lambda z: MLPHead(10, hidden=(0,)), "positive integers"),
         (lambda z: MLPHead(10, hidden=((4, 5),)).build((None, 8)), "residual block"),
     ],
@@ -214,18 +216,26 @@ def test_head_sizes_are_the_papers():
     assert size(cissl.teacher_head) == d * 1024 + bn * 1024 + 1024 * 128 + 128 + bn * 128
     assert size(cissl.student_head) == d * 128 + 128 + bn * 128
 
-    dissl = objectives.DISSL(num_classes=c, head_initialization="imagenet")
+    dissl = objectives.DISSL(num_classes=c, heads="imagenet")
     dissl.build((2, None, 2048))
     block = 2048 * 2048 + bn * 2048
     assert size(dissl.teacher_head) == 2 * block + 2048 * 512 + bn * 512 + 512 * c + c
-    dissl = objectives.DISSL(num_classes=c, head_initialization="imagenet")
+    dissl = objectives.DISSL(num_classes=c, heads="imagenet")
     dissl.build((2, None, 8192))
     residual = 512 * 2048 + bn * 2048 + block + 2048 * 512 + bn * 512
     assert size(dissl.teacher_head) == 8192 * 512 + bn * 512 + residual + 512 * c + c
-    cissl = objectives.CISSL(head_initialization="imagenet")
+    cissl = objectives.CISSL(heads="imagenet")
     cissl.build((2, None, 2048))
     assert size(cissl.teacher_head) == 2 * block + 2048 * 128 + 128  # the last offset is frozen at zero
     assert size(cissl.student_head) == 2048 * 128 + bn * 128
+
+
+def test_mlp_probe_heads_keep_a_teacher_that_was_asked_for():
+    for objective in (objectives.DISSL(num_classes=8, probe="mlp", teacher_hidden=(32,)),
+                      objectives.CISSL(probe="mlp", hidden=(32,))):  # fmt: skip
+        objective.build((2, None, 16))
+        assert objective.teacher_head.hidden == (32,)
+        assert objective.student_head.hidden == (2048, 2048)
 
 
 def test_residual_block_adds_its_input():
@@ -263,7 +273,7 @@ def test_initial_values_follow_the_recipes():
 MEMBERS = {
     "DISSL": lambda: objectives.DISSL(num_classes=24, teacher_hidden=(32,), bottleneck=16),
     "DISSL-mlp": lambda: objectives.DISSL(num_classes=24, probe="mlp"),
-    "DISSL-imagenet": lambda: objectives.DISSL(num_classes=24, head_initialization="imagenet"),
+    "DISSL-imagenet": lambda: objectives.DISSL(num_classes=24, heads="imagenet"),
     "DISSL-layer": lambda: objectives.DISSL(num_classes=24, probe=keras.layers.Dense(24)),
     "CISSL": lambda: objectives.CISSL(output_dim=16, hidden=(32,)),
     "CISSL-mlp": lambda: objectives.CISSL(output_dim=16, probe="mlp"),

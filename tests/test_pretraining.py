@@ -154,6 +154,8 @@ def test_steps_per_epoch_and_callbacks_as_in_keras():
     assert seen[-1] == 6
     fitted(model, IMAGES[:32], batch_size=16, callbacks=keras.callbacks.CallbackList([note], model=model))
     assert seen[-1] == 8
+    fitted(model, datasets.Batches(IMAGES[:32], batch_size=16), steps_per_epoch=1)
+    assert seen[-1] == 8 and int(model.steps) == 9
 
 
 def test_an_objective_without_batch_statistics_keeps_the_last_batch():
@@ -171,8 +173,8 @@ def test_validation_does_not_train():
     assert set(history) == LOGS | {f"val_{name}" for name in LOGS}
     assert history["val_marginal_entropy"][0] > 0
     assert int(model.steps) == 4
-    split = fitted(make(), IMAGES[:32], batch_size=8, validation_split=0.25)
-    assert np.isfinite(split["val_loss"][0])
+    split = fitted(make(), IMAGES, batch_size=16, validation_split=0.2)
+    assert np.isfinite(split["val_loss"][0]), "eight images are a batch of their own"
 
 
 def test_evaluate_repeats_itself_and_changes_nothing():
@@ -192,6 +194,9 @@ def test_predict_gives_the_encoders_features():
     features = model.predict(IMAGES, verbose=0)
     assert features.shape == (40, 8) and features.dtype == np.float32
     np.testing.assert_allclose(features, model.encoder.predict(IMAGES, verbose=0), rtol=1e-5, atol=1e-5)
+    for same in ((IMAGES, np.arange(40)), datasets.load(IMAGES)):
+        np.testing.assert_array_equal(model.predict(same, verbose=0), features)
+    assert model.predict(IMAGES[..., 0], batch_size=7, verbose=0).shape == (40, 8)
 
 
 def test_the_same_seed_gives_the_same_run():
@@ -262,6 +267,17 @@ def test_any_keras_model_is_an_encoder():
     assert model.predict(IMAGES, verbose=0).shape == (40, 6)
 
 
+def test_an_encoder_of_fixed_size_trains_on_crops_of_larger_images():
+    inputs = keras.Input((8, 8, 3))
+    encoder = encoders.Adapter(
+        keras.Model(inputs, keras.layers.Dense(6)(keras.layers.Flatten()(inputs))), scale=1 / 255
+    )
+    model = Pretrainer(encoder, objectives.SimCLR(output_dim=4, hidden=(8,)), augmentations.SimCLR(8, preset="cifar10"))
+    model.compile("adam")
+    history = fitted(model, IMAGES[:32], batch_size=16, validation_data=IMAGES[:16])
+    assert np.isfinite([history["loss"], history["val_loss"]]).all()
+
+
 # ---------------------------------------------------------------------- bad input
 def with_nan():
     images = IMAGES.astype("float32")
@@ -278,7 +294,11 @@ def with_nan():
         (lambda m: fitted(m, np.zeros((8, 12, 12, 5), "uint8")), "channels"),
         (lambda m: fitted(m, IMAGES, batch_size=64), "at most the number of images"),
         (lambda m: fitted(m, IMAGES, batch_size=8, validation_split=1.5), "`validation_split`"),
+        (lambda m: fitted(m, IMAGES / np.float32(255), batch_size=8), "by 255"),
+        (lambda m: fitted(m, datasets.Batches(with_nan(), batch_size=40, shuffle=False)), "NaN or infinity"),
+        (lambda m: fitted(m, datasets.Batches(IMAGES, batch_size=1)), "at least 2 images"),
         (lambda m: m.compile("adam", loss="mse"), "`loss`"),
+        (lambda m: m.compile("adam", metrics=["accuracy"]), "`metrics`"),
         (lambda m: fitted(make(objectives.SimCLR()), IMAGES, batch_size=1), "at least 2 images"),
         (lambda m: fitted(make(augmentation=lambda x: [x]), IMAGES[:16], batch_size=8), "at least 2 views"),
         (lambda m: fitted(make(augmentation=lambda x: x), IMAGES[:16], batch_size=8), "at least 2 views"),

@@ -61,6 +61,8 @@ def test_saved_dtype_is_restored_and_can_be_overridden(tmp_path):
     convolution = keras_issl.from_preset(tmp_path / "half", dtype="float32").get_layer("conv1")
     assert convolution.compute_dtype == "float32"
     assert keras.config.dtype_policy().name == "float32"
+    keras_issl.save_preset(small_encoder(dtype="mixed_bfloat16"), tmp_path / "own")
+    assert keras_issl.from_preset(tmp_path / "own").get_layer("conv1").compute_dtype == "bfloat16"
 
 
 def test_load_weights_false_gives_the_architecture_alone(preset):
@@ -81,9 +83,12 @@ def test_existing_folders_are_kept(preset, tmp_path):
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="holds no preset"):
+    with pytest.raises(ValueError, match="holds more than a preset"):
         keras_issl.save_preset(encoder, precious, overwrite=True)
-    assert (precious / "thesis.tex").read_text() == "x"
+    (folder / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="thesis.tex"):
+        keras_issl.save_preset(encoder, folder, overwrite=True)
+    assert (precious / "thesis.tex").read_text() == (folder / "thesis.tex").read_text() == "x"
 
 
 def test_a_failed_save_leaves_nothing_and_loses_nothing(preset):
@@ -154,6 +159,8 @@ def flip(path):
         (lambda f: (f / "metadata.json").unlink(), "records no SHA-256"),
         (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
         (lambda f: edit(f, "config.json", lambda c: c.update(surprise=1)), "exactly the keys"),
+        (lambda f: edit(f, "config.json", lambda c: c["config"].update(mean=[0, 0, 0])), "config.json is not the file"),
+        (lambda f: (f / "metadata.json").write_text("["), "metadata.json is not a JSON object"),
         (lambda f: edit(f, "config.json", lambda c: c.update(format=99)), "Update keras_issl"),
         (lambda f: edit(f, "config.json", lambda c: c["config"].update(widht=3)), r"does not have: \['widht'\]"),
         (lambda f: edit(f, "config.json", lambda c: c.update({"class": "os.system"})), "never brings code"),

@@ -46,6 +46,7 @@ class _Augmentation(keras.layers.Layer):
             raise ValueError(f"`num_views` should be a positive int. Received: {num_views!r}")
         self.size, self.num_views, self.seed = _size(size), num_views, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True  # there are no weights: Keras need not try it on images first
 
     def call(self, images, training=None):
         images = _images(images)

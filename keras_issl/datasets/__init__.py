@@ -6,9 +6,17 @@ in `sources.find_records`.
 
 from keras_issl.datasets.batches import Batches, drop_incomplete
 from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
-from keras_issl.datasets.images import BrokenImage, EncodedImages, as_images, decode_image, progress_line, to_numpy
+from keras_issl.datasets.images import (
+    BrokenImage,
+    EncodedImages,
+    as_images,
+    check_range,
+    decode_image,
+    progress_line,
+    to_numpy,
+)
 from keras_issl.datasets.labels import check_labels
-from keras_issl.datasets.sources import SPLITS, SUFFIXES, Records
+from keras_issl.datasets.sources import SPLITS, SUFFIXES, Records, UnknownSplit
 
 __all__ = [
     "SPLITS",
@@ -18,8 +26,10 @@ __all__ = [
     "EncodedImages",
     "ImageDataset",
     "Records",
+    "UnknownSplit",
     "as_images",
     "check_labels",
+    "check_range",
     "decode_image",
     "drop_incomplete",
     "fingerprint",

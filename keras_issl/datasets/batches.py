@@ -98,6 +98,19 @@ class Batches(keras.utils.PyDataset):
             self._order = (pass_number, order)
         return order
 
+    def replace(self, **changes):
+        """The same batches but for some of the constructor's arguments."""
+        same = {
+            "labels": self.labels,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "initial_epoch": self.epoch,
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+        return Batches(self.images, **same | changes)
+
     def on_epoch_begin(self):
         """Called by Keras."""
         self._served = set()
@@ -186,17 +199,7 @@ def _drop_from_py_dataset(data):
     if isinstance(data, Batches):
         if data.drop_last or len(data.images) % data.batch_size == 0:
             return data, False
-        clone = Batches(
-            data.images,
-            data.labels,
-            batch_size=data.batch_size,
-            shuffle=data.shuffle,
-            seed=data.seed,
-            drop_last=True,
-            initial_epoch=data.epoch,
-            steps_per_epoch=data.steps_per_epoch,
-        )
-        return clone, True
+        return data.replace(drop_last=True), True
     count = data.num_batches
     if count is None:
         return data, None

@@ -248,6 +248,28 @@ class ImageDataset:
         first, second = stratified(self.labels, count, np.random.default_rng(seed))
         return self.subset(first), self.subset(second)
 
+    def with_classes(self, class_names):
+        """The same images, their labels numbered as in `class_names`: of a test set, by the training set's names.
+
+        Args:
+            class_names: the names to number by, or None to change nothing.
+
+        Raises:
+            ValueError: this dataset has a class that `class_names` lacks.
+        """
+        if class_names is None or self.class_names is None or self.class_names == tuple(class_names):
+            return self
+        unknown = sorted(set(self.class_names) - set(class_names))
+        if unknown:
+            raise ValueError(
+                f"`class_names` should hold every class of {self.name}. Received: {len(class_names)} names, without "
+                f"{unknown[:10]}. Classes must be the same in training and test."
+            )
+        number = np.array([*map(list(class_names).index, self.class_names), -1])  # -1 stays -1
+        return ImageDataset(
+            self.images, number[self.labels], class_names=class_names, name=self.name, skipped=self.skipped
+        )
+
     def batches(self, batch_size, *, shuffle=True, seed=0, drop_last=False, labels=True, initial_epoch=0):
         """`Batches` of images, or of (images, labels) where there are labels and `labels` is True."""
         return Batches(

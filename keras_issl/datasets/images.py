@@ -216,6 +216,18 @@ def as_images(images, channels=3):
     return images
 
 
+def check_range(images):
+    """Raises a `ValueError` for images that are not in [0, 255], or in [0, 1] as floats: nearly black ones."""
+    if images.dtype == np.uint8:
+        return
+    low, high = images.min(), images.max()
+    if low < 0 or high > 255 or (images.dtype.kind == "f" and 0 < high <= 1):
+        raise ValueError(
+            f"Images should hold values in [0, 255]. Received: {images.dtype} values in [{low}, {high}]. "
+            "Multiply images in [0, 1] by 255."
+        )
+
+
 def to_numpy(value):
     """A NumPy array from an array or a tensor of any backend, on any device."""
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_issl.datasets.images import as_images
+from keras_issl.datasets.images import as_images, check_range
 from keras_issl.datasets.labels import check_labels, label_numbers, stratified
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -43,6 +43,10 @@ class Records:
     labels: np.ndarray | None = None
     class_names: tuple | None = None
     cache: Callable = lambda budget: None
+
+
+class UnknownSplit(ValueError):
+    """The dataset has no split of the name that was asked for."""
 
 
 def find_records(source, split, image_column, label_column):
@@ -103,7 +107,7 @@ def _digits(split):
     test, train = stratified(digits.target, 500, np.random.default_rng(0))
     parts = {None: np.arange(len(images)), "train": train, "test": test}
     if split not in parts:
-        raise ValueError(f'`split` of "digits" should be None, "train" or "test". Received: split={split!r}.')
+        raise UnknownSplit(f'`split` of "digits" should be None, "train" or "test". Received: split={split!r}.')
     name = "digits" if split is None else f"digits/{split}"
     chosen = parts[split]
     return _arrays(images[chosen], digits.target[chosen], name, [str(digit) for digit in range(10)])
@@ -115,12 +119,7 @@ def _arrays(images, labels=None, name="array", class_names=None):
     if len(images) == 0:
         raise ValueError(f"`source` should hold at least one image. Received: an array of shape {images.shape}.")
     if images.dtype != np.uint8:
-        low, high = images.min(), images.max()
-        if low < 0 or high > 255 or (images.dtype.kind == "f" and high <= 1):
-            raise ValueError(
-                f"`source` should hold values in [0, 255]. Received: {images.dtype} values in [{low}, {high}]. "
-                "Multiply images in [0, 1] by 255."
-            )
+        check_range(images)
         images = np.round(images).astype(np.uint8)
     return Records(name, len(images), lambda i: images[i], lambda i: f"image {i} of the array", labels, class_names)
 
@@ -133,7 +132,7 @@ def _folder(folder, split):
         root = next((folder / name for name in (split, *names) if (folder / name).is_dir()), None)
         if root is None:
             found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-            raise ValueError(f"`split` should be a sub-folder of {folder}: {found[:10]}. Received: split={split!r}.")
+            raise UnknownSplit(f"`split` should be a sub-folder of {folder}: {found[:10]}. Received: split={split!r}.")
     files = sorted(
         Path(directory, file).relative_to(root).as_posix()
         for directory, _, names in os.walk(root, followlinks=True)
@@ -237,7 +236,7 @@ def _of_split(files, split):
         return files
     chosen = [file for file in files if found[file] == _canonical(split)]
     if not chosen:
-        raise ValueError(
+        raise UnknownSplit(
             f"`split` should be what a file's name starts with, one of {names}. Received: split={split!r}, "
             f"files {[Path(file).name for file in files[:5]]}."
         )
@@ -315,7 +314,7 @@ def _known_split(split, known):
     if split in known:
         return split
     if len(chosen) != 1 and not (split is None and len(known) == 1):
-        raise ValueError(f"`split` should be one of {known}. Received: split={split!r}.")
+        raise UnknownSplit(f"`split` should be one of {known}. Received: split={split!r}.")
     return chosen[0] if chosen else known[0]
 
 

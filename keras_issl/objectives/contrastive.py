@@ -7,6 +7,7 @@ from keras_issl import distribution
 from keras_issl.heads import MLPHead, check_initialization
 from keras_issl.objectives.base import Objective, apply_head, build_heads, check_positive, check_views
 
+MLP_PROBE = (2048, 2048)  # hidden widths of an MLP probe, and of heads matched to it
 MASKED = -1e9  # in place of -inf, whose gradient through a softmax is NaN on some backends
 
 
@@ -61,7 +62,7 @@ def cissl_loss(*, student, teacher, temperature=0.07):
     student, teacher = ops.convert_to_tensor(student), ops.convert_to_tensor(teacher)
     _check_pair("student", student)
     _check_pair("teacher", teacher)
-    if tuple(student.shape[2:]) != tuple(teacher.shape[2:]):
+    if any(a != b for a, b in zip(student.shape, teacher.shape, strict=True) if None not in (a, b)):
         raise ValueError(
             f"`student` and `teacher` should have one shape. Received: {tuple(student.shape)}, {tuple(teacher.shape)}"
         )
@@ -108,27 +109,31 @@ class _Contrastive(Objective):
 
     log_names = ("alignment",)
 
-    def __init__(self, output_dim, temperature, hidden, head_initialization, probe, **kwargs):
+    def __init__(self, output_dim, temperature, hidden, heads, probe, **kwargs):
         super().__init__(probe=probe, **kwargs)
         check_positive(output_dim=output_dim, temperature=temperature)
         self.output_dim, self.temperature = output_dim, temperature
-        check_initialization("head_initialization", head_initialization)
-        if hidden is None:
-            hidden = (1024,) if head_initialization == "small_images" else (2048, 2048)
-        self.hidden, self.head_initialization = tuple(hidden), head_initialization
+        check_initialization("heads", heads)
+        self.hidden, self.heads = hidden, heads
+
+    def _hidden(self, default=None):
+        """Hidden widths of the MLP head: what was asked for, or the recipe's."""
+        if self.hidden is not None:
+            return tuple(self.hidden)
+        return default or ((1024,) if self.heads == "small_images" else (2048, 2048))
 
     def _head(self, hidden, **kwargs):
-        stddev = self.output_dim**-0.5 if self.head_initialization == "imagenet" else None
+        stddev = self.output_dim**-0.5 if self.heads == "imagenet" else None
         return MLPHead(
             self.output_dim,
             hidden=hidden,
-            initialization=self.head_initialization,
+            initialization=self.heads,
             output_stddev=stddev,
             **{"output_norm": True} | kwargs,
         )
 
     def get_config(self):
-        names = ("output_dim", "temperature", "hidden", "head_initialization")
+        names = ("output_dim", "temperature", "hidden", "heads")
         return super().get_config() | {name: getattr(self, name) for name in names}
 
 
@@ -148,7 +153,7 @@ class CISSL(_Contrastive):
         output_dim: Width of the projections.
         temperature: τ; the paper's 0.07 on small images, 0.1 on ImageNet.
         hidden: Hidden widths of the teacher head; by default 1024 (small images) or 2048, 2048.
-        head_initialization: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
+        heads: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
         probe: `"linear"`: a linear student head; `"mlp"`: two hidden layers of 2048; or a layer
             from features (N, D) to projections (N, output_dim).
 
@@ -171,21 +176,21 @@ class CISSL(_Contrastive):
         output_dim=128,
         temperature=0.07,
         hidden=None,
-        head_initialization="small_images",
+        heads="small_images",
         probe="linear",
         **kwargs,
     ):
-        super().__init__(output_dim, temperature, hidden, head_initialization, probe, **kwargs)
+        super().__init__(output_dim, temperature, hidden, heads, probe, **kwargs)
 
     def build(self, student_features_shape, teacher_features_shape=None):
-        imagenet = self.head_initialization == "imagenet"
+        imagenet = self.heads == "imagenet"
         # ImageNet freezes the offset of the teacher's last normalisation at its initial zero.
-        self.teacher_head = self._head(self.hidden, output_norm="no_bias" if imagenet else True)
+        norm = {"output_norm": "no_bias" if imagenet else True}
+        self.teacher_head = self._head(self._hidden(MLP_PROBE if self.probe == "mlp" else None), **norm)
         if isinstance(self.probe, keras.layers.Layer):
             self.student_head = self.probe
         elif self.probe == "mlp":
-            self.student_head = self._head((2048, 2048))
-            self.teacher_head = self._head((2048, 2048), output_norm="no_bias" if imagenet else True)
+            self.student_head = self._head(MLP_PROBE)
         else:
             self.student_head = self._head(())
         build_heads(student_features_shape[-1], self.teacher_head, self.student_head)
@@ -209,7 +214,7 @@ class SimCLR(_Contrastive):
         output_dim: Width of the projections.
         temperature: τ; 0.07 on small images and 0.1 on ImageNet, as the paper tunes its baseline.
         hidden: Hidden widths of the head; by default 1024 (small images) or 2048, 2048.
-        head_initialization: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
+        heads: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
         probe: Downstream probe family; it is recorded, the shared head does not depend on it.
 
     It reports `alignment`: the mean cosine between the two views' projections.
@@ -231,14 +236,14 @@ class SimCLR(_Contrastive):
         output_dim=128,
         temperature=0.07,
         hidden=None,
-        head_initialization="small_images",
+        heads="small_images",
         probe="linear",
         **kwargs,
     ):
-        super().__init__(output_dim, temperature, hidden, head_initialization, probe, **kwargs)
+        super().__init__(output_dim, temperature, hidden, heads, probe, **kwargs)
 
     def build(self, student_features_shape, teacher_features_shape=None):
-        self.head = self._head(self.hidden)
+        self.head = self._head(self._hidden())
         build_heads(student_features_shape[-1], self.head)
 
     def call(self, student_features, teacher_features=None, training=None):

@@ -84,10 +84,12 @@ def dissl_loss(
     teacher_logits, student_logits = ops.convert_to_tensor(teacher_logits), ops.convert_to_tensor(student_logits)
     check_views("teacher_logits", teacher_logits, 2)
     check_views("student_logits", student_logits, 2)
-    if teacher_logits.shape[-1] != student_logits.shape[-1] or teacher_logits.shape[0] > student_logits.shape[0]:
+    (views, batch, classes), teacher_batch = student_logits.shape, teacher_logits.shape[1]
+    same_batch = batch == teacher_batch or None in (batch, teacher_batch)
+    if teacher_logits.shape[-1] != classes or teacher_logits.shape[0] > views or not same_batch:
         raise ValueError(
-            "`teacher_logits` (T, B, C) and `student_logits` (V, B, C) should have one number of classes C and "
-            f"V ≥ T. Received shapes: {tuple(teacher_logits.shape)}, {tuple(student_logits.shape)}"
+            "`teacher_logits` (T, B, C) and `student_logits` (V, B, C) should have one batch size B, one number of "
+            f"classes C, and V ≥ T. Received shapes: {tuple(teacher_logits.shape)}, {tuple(student_logits.shape)}"
         )
     log_q = ops.log_softmax(ops.cast(teacher_logits, "float32") / teacher_temperature, axis=-1)  # (T, B, C)
     log_p = ops.log_softmax(ops.cast(student_logits, "float32") / student_temperature, axis=-1)  # (V, B, C)
@@ -164,7 +166,7 @@ class DISSL(Objective):
             small images; on ImageNet a residual block of two 2048 for features of that width, else
             Linear 512 and a residual block 2048, 2048, 512.
         bottleneck: Rank of the student head and width before the teacher's output layer.
-        head_initialization: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
+        heads: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
         probe: `"linear"`: a low-rank linear student head; `"mlp"`: two hidden layers of 2048 (small
             images) or the teacher's stack (ImageNet); or a layer from features (N, D) to logits (N, C).
 
@@ -194,7 +196,7 @@ class DISSL(Objective):
         invariance_weight=0.8,
         teacher_hidden=None,
         bottleneck=512,
-        head_initialization="small_images",
+        heads="small_images",
         probe="linear",
         **kwargs,
     ):
@@ -205,12 +207,12 @@ class DISSL(Objective):
             student_temperature=student_temperature,
             bottleneck=bottleneck,
         )
-        check_initialization("head_initialization", head_initialization)
+        check_initialization("heads", heads)
         self.num_classes = num_classes
         self.teacher_temperature, self.student_temperature = teacher_temperature, student_temperature
         self.maximality_weight, self.invariance_weight = maximality_weight, invariance_weight
         self.teacher_hidden, self.bottleneck = teacher_hidden, bottleneck
-        self.head_initialization = head_initialization
+        self.heads = heads
         self.distinct_classes = DistinctClasses(num_classes)
 
     def _head(self, hidden, last):
@@ -219,11 +221,11 @@ class DISSL(Objective):
             hidden, bottleneck = (*hidden, self.bottleneck), None
         else:
             bottleneck = self.bottleneck if last == "linear" else None
-        return MLPHead(self.num_classes, hidden=hidden, bottleneck=bottleneck, initialization=self.head_initialization)
+        return MLPHead(self.num_classes, hidden=hidden, bottleneck=bottleneck, initialization=self.heads)
 
     def _teacher_stack(self, width):
         """(hidden blocks, what precedes the output layer) of the teacher head."""
-        if self.head_initialization == "small_images":
+        if self.heads == "small_images":
             return (1024,) if self.teacher_hidden is None else self.teacher_hidden, "linear"
         if self.teacher_hidden is not None:
             return self.teacher_hidden, "none"
@@ -234,12 +236,13 @@ class DISSL(Objective):
     def build(self, student_features_shape, teacher_features_shape=None):
         width = student_features_shape[-1]
         stack = self._teacher_stack(width)
-        small = self.head_initialization == "small_images"
+        small = self.heads == "small_images"
         if isinstance(self.probe, keras.layers.Layer):
             self.student_head = self.probe
         elif self.probe == "mlp":
-            stack = ((2048, 2048), "linear") if small else stack
-            self.student_head = self._head(*stack)
+            student = ((2048, 2048), "linear") if small else stack
+            stack = student if self.teacher_hidden is None else stack
+            self.student_head = self._head(*student)
         else:
             self.student_head = self._head((), "linear")
         self.teacher_head = self._head(*stack)
@@ -272,6 +275,6 @@ class DISSL(Objective):
             "invariance_weight",
             "teacher_hidden",
             "bottleneck",
-            "head_initialization",
+            "heads",
         )
         return super().get_config() | {name: getattr(self, name) for name in names}

@@ -23,13 +23,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_issl import encoders, objectives
+from keras_issl import distribution, encoders, objectives
 
 FORMAT = 1
 ENCODERS = {"ResNet": encoders.ResNet}
 OBJECTIVES = {name: getattr(objectives, name) for name in ("CISSL", "DISSL", "SimCLR")}
 CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
 WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS = "model.weights.h5", "objective.json", "objective.weights.h5"
+FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, "golden.npz"}
 
 
 def sha256(path):
@@ -66,7 +67,7 @@ def save_preset(
         The folder, a `pathlib.Path`.
 
     Raises:
-        ValueError: The folder exists and `overwrite` is false, or it exists and holds no preset.
+        ValueError: The folder exists and `overwrite` is false, or it holds anything but a preset.
 
     Example:
 
@@ -80,8 +81,11 @@ def save_preset(
             raise ValueError(
                 f"`folder` should not exist yet. Received: {str(folder)!r}. Pass overwrite=True to replace the preset."
             )
-        if any(folder.iterdir()) and not (folder / CONFIG).exists():
-            raise ValueError(f"`folder` exists and holds no preset, so it is left alone. Received: {str(folder)!r}")
+        others = sorted({path.name for path in folder.iterdir()} - FILES) if folder.is_dir() else ["a file"]
+        if others:
+            raise ValueError(
+                f"`folder` holds more than a preset, so it is left alone. Received: {str(folder)!r} with {others[:5]}."
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -90,7 +94,11 @@ def save_preset(
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.replace(folder, old)
-            os.replace(temporary, folder)
+            try:
+                os.replace(temporary, folder)
+            except OSError:
+                os.replace(old, folder)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, folder)
@@ -157,7 +165,6 @@ def _card(metadata):
     return "\n".join(lines) + "\n"
 
 
-@keras.saving.register_keras_serializable(package="keras_issl")
 class _Heads(keras.Model):
     """A model that holds an objective, whose weights can be saved like a model's."""
 
@@ -196,11 +203,11 @@ def load_preset(folder, *, load_weights=True, dtype=None, custom_objects=None):
     """
     folder = Path(folder)
     config = _read(folder, CONFIG, {"format", "class", "config", "dtype"})
-    policy = dtype or config["dtype"]
-    if "dtype" in config["config"]:
-        config["config"]["dtype"] = policy
-    with _dtype_policy(policy):
+    if dtype is not None and "dtype" in config["config"]:
+        config["config"]["dtype"] = dtype
+    with distribution.dtype_scope(dtype or config["dtype"]):
         encoder = _make(config, ENCODERS, custom_objects, folder / CONFIG)
+    _verify(folder, CONFIG)
     if load_weights:
         _verify(folder, WEIGHTS)
         encoder.load_weights(folder / WEIGHTS)
@@ -224,6 +231,7 @@ def load_objective(folder, *, custom_objects=None):
     if not (folder / OBJECTIVE).exists():
         raise ValueError(f"The preset {str(folder)!r} was saved without its objective: there is no {OBJECTIVE}.")
     config = _read(folder, OBJECTIVE, {"format", "class", "config", "feature_dim"})
+    _verify(folder, OBJECTIVE)
     objective = _make(config, OBJECTIVES, custom_objects, folder / OBJECTIVE)
     _verify(folder, OBJECTIVE_WEIGHTS)
     _as_model(objective, config["feature_dim"]).load_weights(folder / OBJECTIVE_WEIGHTS)
@@ -257,7 +265,8 @@ def _make(config, allowed, custom_objects, path):
     if config["class"] not in known:
         raise ValueError(
             f"{path} names the class {config['class']!r}, which is not one of {sorted(known)}. A preset never "
-            f"brings code: pass custom_objects={{{config['class']!r}: TheClass}} if it is your own."
+            f"brings code: pass custom_objects={{{config['class']!r}: TheClass}} if you trust it (an adapted model "
+            "is an `encoders.Adapter`)."
         )
     cls = known[config["class"]]
     if config["class"] in allowed:
@@ -265,33 +274,34 @@ def _make(config, allowed, custom_objects, path):
         unknown = sorted(set(config["config"]) - accepted)
         if unknown:
             raise ValueError(f"{path} holds arguments that {config['class']} does not have: {unknown}")
-    return cls.from_config(dict(config["config"]))
+    with keras.saving.custom_object_scope(custom_objects or {}):
+        return cls.from_config(dict(config["config"]))
+
+
+def read_metadata(folder):
+    """The metadata of a preset folder, a dict; empty if there is none.
+
+    Raises:
+        ValueError: The file is not valid JSON.
+    """
+    path = Path(folder) / METADATA
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from error
 
 
 def _verify(folder, name):
-    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8")) if (folder / METADATA).is_file() else {}
-    recorded = metadata.get("files", {}).get(name, {}).get("sha256")
+    recorded = read_metadata(folder).get("files", {}).get(name, {}).get("sha256")
     path = folder / name
     if not path.is_file():
         raise ValueError(f"The preset {str(folder)!r} lacks its file {name}.")
     if recorded is None:
-        raise ValueError(f"{folder / METADATA} records no SHA-256 for {name}, so its weights cannot be trusted.")
+        raise ValueError(f"{folder / METADATA} records no SHA-256 for {name}, so it cannot be trusted.")
     if sha256(path) != recorded:
         raise ValueError(
             f"{path} is not the file that was saved: its SHA-256 differs from the one in {METADATA}. "
             "Copy or download the preset again."
         )
-
-
-class _dtype_policy:
-    """Sets the global dtype policy within a `with` block."""
-
-    def __init__(self, policy):
-        self.policy = policy
-
-    def __enter__(self):
-        self.before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self.policy)
-
-    def __exit__(self, *exception):
-        keras.config.set_dtype_policy(self.before)

@@ -25,14 +25,19 @@ def from_preset(preset, *, load_weights=True, dtype=None, custom_objects=None):
     >>> folder = keras_issl.save_preset(keras_issl.encoders.ResNet(18, image_size=32, width=8), "my_preset")
     >>> encoder = keras_issl.from_preset("my_preset")
     """
+    return load_preset(preset_folder(preset), load_weights=load_weights, dtype=dtype, custom_objects=custom_objects)
+
+
+def preset_folder(preset):
+    """The folder that a preset's path means: itself, or `preset/` in a run folder.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
     folder = Path(preset)
-    if folder.is_file() and folder.name == "config.json":
-        folder = folder.parent
-    if (folder / "preset" / "config.json").is_file():  # a run folder
-        folder = folder / "preset"
     if not folder.is_dir():
         raise ValueError(
             f"`preset` should be the path of a preset folder or of a run folder. Received: {str(preset)!r}, "
             "which is no folder."
         )
-    return load_preset(folder, load_weights=load_weights, dtype=dtype, custom_objects=custom_objects)
+    return folder / "preset" if (folder / "preset" / "config.json").is_file() else folder
