@@ -41,7 +41,7 @@ STEPS = {
 CPU_STEPS, GPU_STEPS = ("ResNet-18, 32 px",), ("ResNet-18, 64 px", "ResNet-50, 224 px")
 # pixels -> preset, and the goals: the best backend and torch, as multiples of Pillow on one core
 AUGMENTATIONS = {32: ("cifar10", 6.0, 1.2), 64: ("tiny_imagenet", 3.0, 0.7)}
-AUGMENTATION_BATCH = 128
+AUGMENTATION_BATCH = 256  # the small-image recipes'
 
 
 # ------------------------------------------------------------------------------------ plain PyTorch
