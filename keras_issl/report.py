@@ -67,7 +67,9 @@ def label_efficiency(rows, path, title=""):
     shots = list(next(iter(rows.values())))
     for name, row in rows.items():
         mean, sd = ([row[k][i] for k in shots] for i in (0, 1))
-        style = {"ls": ":", "color": "grey"} if name in ("raw pixels", "random encoder") else {}
+        style = {"raw pixels": {"ls": ":", "color": "grey"}, "random encoder": {"ls": "--", "color": "grey"}}.get(
+            name, {}
+        )
         axes.errorbar(range(len(shots)), mean, sd, label=name, marker="o", ms=4, capsize=3, lw=1.5, **style)
     axes.set_xticks(range(len(shots)), ["all" if k is None else str(k) for k in shots])
     axes.set(xlabel="labels a class", ylabel="test top-1, linear probe", title=title)

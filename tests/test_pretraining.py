@@ -223,6 +223,23 @@ def test_mixed_bfloat16_trains_with_float32_losses_and_weights():
     assert model.predict(IMAGES[:8], verbose=0).dtype == np.float32
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="XLA lowers for other devices than the one at hand through JAX alone")
+@pytest.mark.parametrize("objective", ["DISSL", "CISSL", "SimCLR"])
+def test_the_whole_training_step_lowers_for_tpu_and_cuda(objective):
+    import jax
+
+    encoder = encoders.ResNet(blocks=(1,), width=8, image_size=12, stem="small", feature_dim=16)
+    views = augmentations.SimCLR(12, preset="imagenet", blur_kernel=3)
+    model = Pretrainer(encoder, getattr(objectives, objective)(), views)
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    variables = (model.trainable_variables, model.non_trainable_variables)
+    variables += (model.optimizer.variables, model.metrics_variables)
+    state = tuple([v.value for v in group] for group in variables)
+    exported = jax.export.export(jax.jit(model.train_step), platforms=["tpu", "cuda"])(state, (IMAGES[:8],))
+    assert exported.platforms == ("tpu", "cuda")
+
+
 # ---------------------------------------------------------------------- saving
 def test_weights_round_trip_continues_the_same_run(tmp_path):
     """Weights, optimizer and random states: the next epoch is the same one."""
