@@ -277,6 +277,7 @@ class Pretrainer(keras.Model):
 
     def _checked_stream(self, x, whole, steps):
         """A stream of batches without an incomplete last one; what can be seen of it ahead of time is checked."""
+        x = datasets.as_py_dataset(x)
         if isinstance(x, datasets.Batches) and steps is not None:
             x = x.replace(steps_per_epoch=steps)
         if isinstance(x, keras.utils.PyDataset) and x.num_batches != 0:

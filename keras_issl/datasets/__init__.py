@@ -4,7 +4,7 @@ No augmentation happens here. A new kind of dataset is one function in `sources`
 in `sources.find_records`.
 """
 
-from keras_issl.datasets.batches import Batches, drop_incomplete
+from keras_issl.datasets.batches import Batches, as_py_dataset, drop_incomplete
 from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
 from keras_issl.datasets.images import (
     BrokenImage,
@@ -28,6 +28,7 @@ __all__ = [
     "Records",
     "UnknownSplit",
     "as_images",
+    "as_py_dataset",
     "check_labels",
     "check_range",
     "decode_image",

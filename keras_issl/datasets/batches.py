@@ -151,7 +151,7 @@ def drop_incomplete(data):
     batches, dropped = drop_incomplete(Batches(images, batch_size=64))
     ```
     """
-    kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
+    kinds = _kinds(data)
     if isinstance(data, keras.utils.PyDataset):
         return _drop_from_py_dataset(data)
     if "tensorflow.DatasetV2" in kinds:
@@ -169,6 +169,11 @@ def drop_incomplete(data):
     return data, None
 
 
+def _kinds(data):
+    """Package and name of each class that `data` is an instance of: no package need be imported to ask."""
+    return {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
+
+
 def _batch_length(batch):
     return int(keras.tree.flatten(batch)[0].shape[0])
 
@@ -180,19 +185,30 @@ def _complete_batches(generator):
     yield from (batch for batch in generator if _batch_length(batch) == size)
 
 
-class _WithoutLast(keras.utils.PyDataset):
-    """A PyDataset less its last batch."""
+class _FirstBatches(keras.utils.PyDataset):
+    """The first `count` batches of a PyDataset or of a grain MapDataset."""
 
-    def __init__(self, data):
-        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
-        self._data = data
-        self.on_epoch_begin, self.on_epoch_end = data.on_epoch_begin, data.on_epoch_end
+    def __init__(self, data, count):
+        if isinstance(data, keras.utils.PyDataset):
+            super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+            self.on_epoch_begin, self.on_epoch_end = data.on_epoch_begin, data.on_epoch_end
+        else:
+            super().__init__()
+        self._data, self._count = data, count
 
     def __len__(self):
-        return self._data.num_batches - 1
+        return self._count
 
     def __getitem__(self, number):
         return self._data[number]
+
+
+def as_py_dataset(data):
+    """A grain MapDataset as a `keras.utils.PyDataset`, anything else as it is.
+
+    Keras 3.15 on TensorFlow trains a step too many in every epoch of a grain dataset.
+    """
+    return _FirstBatches(data, len(data)) if "grain.MapDataset" in _kinds(data) else data
 
 
 def _drop_from_py_dataset(data):
@@ -205,7 +221,7 @@ def _drop_from_py_dataset(data):
         return data, None
     if count < 2 or _batch_length(data[count - 1]) >= _batch_length(data[0]):
         return data, False
-    return _WithoutLast(data), True
+    return _FirstBatches(data, count - 1), True
 
 
 def _drop_from_tf_data(data):
