@@ -180,6 +180,11 @@ def _probe(args):
         train, test = train.split(0.8)
         say(f"no split {args.test_split!r}: a stratified fifth, {len(test):,} images, is held out as test")
     test = test.with_classes(train.class_names)
+    if train.fingerprint == test.fingerprint:
+        raise ValueError(
+            f"`--split` and `--test-split` should be different images. Received: {train.name} for both. Leave "
+            "`--test-split` out to hold out a fifth."
+        )
     train, test = (
         extract_features(encoder, data, batch_size=args.batch_size, provenance=provenance) for data in (train, test)
     )

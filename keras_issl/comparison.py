@@ -92,6 +92,8 @@ def compare(
     if out.is_dir() and any(out.iterdir()) and not path.is_file():
         raise ValueError(f"`out` exists and holds no comparison, so it is left alone. Received: {str(out)!r}")
     test = test.with_classes(train.class_names)
+    if train.fingerprint == test.fingerprint:
+        raise ValueError(f"`train` and `test` should be different images. Received: {train.name} for both.")
     out.mkdir(parents=True, exist_ok=True)
     asked = {
         "recipes": {objective: dataclasses.asdict(make_recipe(objective)) for objective in objectives},

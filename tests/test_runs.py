@@ -227,6 +227,9 @@ def test_a_plain_folder_needs_no_splits(photographs, tmp_path, capsys):
     options = ["--epochs", "1", "--batch-size", "16", "--num-classes", "16", "--image-size", "16"]
     assert cli.main(["pretrain", str(flat), *options, "--out", str(tmp_path / "a")]) == 0
     assert cli.main(["pretrain", str(photographs / "test"), *options, "--out", str(tmp_path / "b")]) == 0
+    same = ["--split", "test", "--test-split", "test"]
+    assert cli.main(["probe", str(tmp_path / "b"), str(photographs), *same]) == 2
+    assert "different images" in capsys.readouterr().err
     assert cli.main(["probe", str(tmp_path / "b"), str(photographs / "test")]) == 0
     assert "a stratified fifth, 13 images, is held out as test" in capsys.readouterr().out
 
