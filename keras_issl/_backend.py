@@ -17,6 +17,9 @@ JAX_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "li
 EXTRAS = 'pip install "keras_issl[tensorflow]" (or [torch], or [jax])'
 
 
+COMMAND = Path(sys.argv[0]).stem == "keras-issl"  # whether this process is the command line's
+
+
 def _installed(module):
     return importlib.util.find_spec(module) is not None
 
@@ -71,7 +74,8 @@ def choose(environment=os.environ):
 try:
     NAME, REASON = choose()
 except (ImportError, ValueError) as error:
-    if Path(sys.argv[0]).stem == "keras-issl":  # at a shell prompt one line says more than a traceback
+    if COMMAND:  # at a shell prompt one line says more than a traceback
         raise SystemExit(f"keras-issl: {error}") from None
     raise
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury the first lines
+if COMMAND:  # TensorFlow's start-up notes would bury the first lines
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -22,7 +22,7 @@ def _parser():
     p = commands.add_parser("pretrain", help="train an encoder without labels")
     p.add_argument("data", nargs="?", default="digits", help=f"{sources}; default: digits")
     p.add_argument("--compare", action="store_true", help="train SimCLR, CISSL and DISSL alike and print one table")
-    p.add_argument("--objective", default="dissl", choices=("dissl", "cissl", "simclr"))
+    p.add_argument("--objective", choices=("dissl", "cissl", "simclr"))
     p.add_argument("--augmentation", choices=("simclr", "affine"), help="default: simclr; affine for digits")
     p.add_argument("--encoder", choices=("narrow", "resnet18", "resnet50"), help="default: narrow, trains on a CPU")
     p.add_argument("--image-size", type=int, help="side in pixels that images are stored and trained at")
@@ -56,7 +56,7 @@ def _parser():
     p.add_argument("preset", help="preset folder or run folder")
     p.add_argument("data", help=sources)
     p.add_argument("out", help="an .npz file to make")
-    p.add_argument("--split")
+    p.add_argument("--split", help="default: all images")
     _encoding_options(p)
     p.set_defaults(run=_features)
     return parser
@@ -69,20 +69,26 @@ def _encoding_options(parser):
     parser.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
 
 
-def _load(args, split, image_size=None, otherwise_all=False):
+def _load(args, split, image_size=None):
     from keras_issl import datasets
 
     on_error = "skip" if args.skip_broken else "raise"
-    options = {"image_size": image_size, "on_error": on_error, "limit": args.limit}
-    try:
-        data = datasets.load(args.data, split=split or ("train" if otherwise_all else None), **options)
-    except datasets.UnknownSplit:
-        if split or not otherwise_all:
-            raise
-        data = datasets.load(args.data, **options)
+    data = datasets.load(args.data, split=split, image_size=image_size, on_error=on_error, limit=args.limit)
     shape = "x".join(map(str, data.image_shape))
     say(f"data: {data.name}, {len(data):,} images {shape}" + (f", {len(data.skipped)} skipped" if data.skipped else ""))
     return data
+
+
+def _load_training(args, image_size):
+    """The split that was asked for, else train, else everything; and whether it was everything."""
+    from keras_issl import datasets
+
+    try:
+        return _load(args, args.split or "train", image_size), False
+    except datasets.UnknownSplit:
+        if args.split:
+            raise
+        return _load(args, None, image_size), True
 
 
 def _recipes(args):
@@ -92,7 +98,9 @@ def _recipes(args):
     names = ("epochs", "batch_size", "learning_rate", "precision", "seed", "num_classes")
     names += ("encoder", "augmentation", "image_size")
     asked = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.num_classes is not None and not args.compare and args.objective != "dissl":
+    if args.compare and args.objective:
+        raise ValueError(f"`--compare` trains every objective. Received: --objective {args.objective} as well.")
+    if args.num_classes is not None and args.objective not in (None, "dissl"):
         raise ValueError(f"`--num-classes` is for DISSL. Received: --objective {args.objective}")
 
     def make(objective):
@@ -119,14 +127,14 @@ def _pretrain(args):
 
     make_recipe, asked = _recipes(args)
     size = args.image_size or (None if args.data == "digits" else _default_size(args))
-    kind = "compare" if args.compare else args.objective
+    kind = "compare" if args.compare else args.objective or "dissl"
     default_out = f"runs/{Path(args.data).name.replace(':', '-')}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(args.out or default_out)
     if args.resume and not args.out:
         raise ValueError("--resume should come with --out, the folder of the run to go on with.")
 
-    data = _load(args, args.split, size, otherwise_all=True)
     if args.compare:
+        data = _load(args, args.split or "train", size)
         test = _load(args, args.test_split, size)
         result = comparison.compare(
             make_recipe, data, test, out, shots=(*args.shots, None), draws=args.draws, resume=args.resume, say=say
@@ -135,12 +143,11 @@ def _pretrain(args):
             say(f"Stopped. Everything so far is in {out}; the same command with --out {out} --resume goes on.")
             return
         say(f"\n{result.table()}\n\n{result.protocol}")
-        say(
-            f"\nWritten to {out}: comparison.md and comparison.png; simclr/, cissl/ and dissl/, each a run folder with "
-            "its preset and curves."
-        )
+        picture = " and comparison.png" if (out / "comparison.png").exists() else ""
+        say(f"\nWritten to {out}: comparison.md{picture}; simclr/, cissl/ and dissl/, each a run folder with a preset.")
         return
-    recipe = make_recipe(args.objective)
+    data, _ = _load_training(args, size)
+    recipe = make_recipe(kind)
     result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked)
     pictures = "curves.png, " if (out / "curves.png").exists() else ""
     state = f"stopped by {result.stopped_by} after" if result.stopped_by else "trained"
@@ -173,10 +180,12 @@ def _probe(args):
     from keras_issl.features import extract_features
 
     encoder, size, provenance = _encoder(args)
-    train = _load(args, args.split, size, otherwise_all=True)
+    train, everything = _load_training(args, size)
     try:
-        test = _load(args, args.test_split, size)
+        test = None if everything else _load(args, args.test_split, size)
     except datasets.UnknownSplit:
+        test = None
+    if test is None:
         train, test = train.split(0.8)
         say(f"no split {args.test_split!r}: a stratified fifth, {len(test):,} images, is held out as test")
     test = test.with_classes(train.class_names)

@@ -102,7 +102,6 @@ def compare(
         "draws": draws,
     }
     done = _rows_so_far(path, json.loads(json.dumps(asked)))
-    write_json(path, {"asked": asked, "rows": done})
     recipe = make_recipe(objectives[0])
 
     def probe(name, features):

@@ -184,6 +184,7 @@ class Pretrainer(keras.Model):
         """As `keras.Model.fit`; see the class for what `x` may be. `batch_size` defaults to 256."""
         if validation_split:
             x, y, validation_data = self._hold_out(x, y, validation_split, validation_data)
+        reorder = shuffle and isinstance(x, keras.utils.PyDataset)  # other streams bring their own order
         x, y = self._stream(x, y, batch_size, shuffle=shuffle, steps=steps_per_epoch)
         if validation_data is not None:
             pair = validation_data if isinstance(validation_data, tuple) else (validation_data, None)
@@ -191,10 +192,8 @@ class Pretrainer(keras.Model):
             validation_data, _ = self._stream(pair[0], None, size, shuffle=False, fit=False)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
-            steps_per_epoch = None  # it is in the batches
+            reorder, steps_per_epoch = False, None  # the batches hold them
         callbacks = self._with(callbacks, callbacks_room.NaNGuard())
-        if isinstance(x, datasets.Batches) or not isinstance(x, keras.utils.PyDataset):
-            shuffle = False  # streams bring their own order
         return super().fit(
             x,
             y,
@@ -202,7 +201,7 @@ class Pretrainer(keras.Model):
             verbose=verbose,
             callbacks=callbacks,
             validation_data=validation_data,
-            shuffle=shuffle,
+            shuffle=reorder,
             steps_per_epoch=steps_per_epoch,
             **kwargs,
         )
@@ -210,35 +209,40 @@ class Pretrainer(keras.Model):
     @staticmethod
     def _with(callbacks, extra):
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.append(extra)
+            callbacks.callbacks.insert(0, extra)
             return callbacks
         return [extra, *keras.tree.flatten(callbacks or [])]
 
-    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
+    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
         """As `keras.Model.evaluate`: the loss on views drawn with a fixed seed, in inference mode."""
         if not kwargs.get("_use_cached_eval_dataset"):  # else `fit` calls, and has prepared the data
             x, y = self._stream(x, y, batch_size, shuffle=False, fit=False)
         self._scoring = True
         try:
-            return super().evaluate(x, y, **kwargs)
+            return super().evaluate(x, y, verbose=verbose, **kwargs)
         finally:
             self._scoring = False
 
-    def predict(self, x, batch_size=None, **kwargs):
+    def predict(self, x, batch_size=None, verbose="auto", **kwargs):
         """Features (N, D), float32, of what `fit` takes.
 
         Args:
             x: An array (N, H, W, C), (N, H, W, 1) or (N, H, W), a tuple of images and labels, an
                 `ImageDataset`, or any stream that `keras.Model.predict` takes.
             batch_size: Images a forward pass, 256 by default for arrays.
+            verbose: As `keras.Model.predict`.
             **kwargs: As `keras.Model.predict`.
         """
-        x = x[0] if isinstance(x, tuple) else x
+        x = datasets.as_py_dataset(x[0] if isinstance(x, tuple) else x)
         if isinstance(x, datasets.ImageDataset) or _is_array(x):
             images = x.images if isinstance(x, datasets.ImageDataset) else datasets.as_images(x, self._channels())
             x = datasets.Batches(images, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=False)
             batch_size = None
-        return super().predict(x, batch_size=batch_size, **kwargs)
+        scoring, self._scoring = self._scoring, False  # a callback may ask for features within `evaluate`
+        try:
+            return super().predict(x, batch_size=batch_size, verbose=verbose, **kwargs)
+        finally:
+            self._scoring = scoring
 
     def _hold_out(self, x, y, fraction, validation_data):
         if not _is_array(x) or not 0 < fraction < 1 or validation_data is not None:
@@ -284,7 +288,7 @@ class Pretrainer(keras.Model):
             batch = x[0]
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             self._check_batch_size(len(images))
-            datasets.check_range(datasets.as_images(images, self._channels()))
+            datasets.as_images(images, self._channels())
         if whole:
             x, dropped = datasets.drop_incomplete(x)
             if dropped:

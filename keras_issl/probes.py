@@ -11,8 +11,8 @@ from keras_issl._logistic import TOLERANCE, softmax, solve
 from keras_issl.features import Features
 
 PROTOCOL = (
-    "Linear probe; its regularisation is chosen on held-out training labels (C = 10 where every class has a single "
-    "label), and test is scored once per draw of labels."
+    "Linear probe; its regularisation is chosen on held-out training labels (strength 10 where every class has a "
+    "single label), and test is scored once per draw of labels."
 )
 STRENGTHS = (1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
 _HELD_OUT_FROM = 10_000  # examples from which one held-out fifth is enough to choose a strength

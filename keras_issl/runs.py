@@ -137,11 +137,11 @@ class _Progress(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self.bar is not None:
             self.steps = self.params["steps"]
-            self.bar.target = self.epochs * self.steps
+            self.bar.target = (self.epochs - self.initial_epoch) * self.steps
 
     def on_train_batch_end(self, batch, logs=None):
         if self.bar is not None:
-            self.bar.update(self.done * self.steps + batch + 1)
+            self.bar.update((self.done - self.initial_epoch) * self.steps + batch + 1, finalize=False)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.done = epoch
@@ -149,7 +149,7 @@ class _Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         done, values = epoch + 1, [(name, float(logs[name])) for name in self.SHOWN if name in (logs or {})]
         if self.bar is not None:
-            self.bar.update(done * self.steps, values)
+            self.bar.update((done - self.initial_epoch) * self.steps, values, finalize=done == self.epochs)
         elif done % self.every == 0 or done in (self.initial_epoch + 1, self.epochs):
             left = (time.monotonic() - self.began) / (done - self.initial_epoch) * (self.epochs - done)
             parts = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in values]
@@ -209,7 +209,8 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         }
-        model = recipes.build(recipe, len(data))  # first: a recipe that cannot be built leaves no trace
+        zoo.check_folder(folder / "preset", overwrite=True)
+        model = recipes.build(recipe, len(data))  # first: a recipe that cannot be built leaves the folder free
         _describe(folder, description, overrides)
         start = 0
         for epoch, path in checkpoints(folder)[-1:]:

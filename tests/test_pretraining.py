@@ -147,6 +147,19 @@ def test_incomplete_batches_are_dropped_with_one_warning():
     assert int(model.steps) == 4
 
 
+def test_a_grain_dataset_keeps_its_order_and_may_repeat():
+    import grain
+
+    numbered = np.broadcast_to(np.arange(64, dtype="uint8")[:, None, None, None], (64, 12, 12, 3))
+    seen, model = [], make(augmentation=None)
+    source = grain.MapDataset.source(numbered).map(lambda image: seen.append(int(image[0, 0, 0])) or image)
+    fitted(model, source.batch(8))
+    assert seen[-64:] == list(range(64)), "after a look at the first and the last batch, one epoch in order"
+    fitted(model, source.repeat().batch(8), steps_per_epoch=3)
+    assert int(model.steps) == 11
+    assert model.predict(source.batch(8), verbose=0).shape == (64, 8)
+
+
 def test_steps_per_epoch_and_callbacks_as_in_keras():
     model, seen = make(), []
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(int(model.steps)))

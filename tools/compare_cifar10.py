@@ -13,10 +13,7 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
-
-import keras_issl  # noqa: F401  chooses the backend before Keras is imported
-from keras_issl import comparison, datasets, recipes
+from keras_issl import _backend, comparison, datasets, recipes
 
 
 def main():
@@ -59,7 +56,7 @@ def main():
     minutes = (time.monotonic() - began) / 60
     print(f"\n{result.table()}\n\n{result.protocol}")
     print(
-        f"Encoder {args.encoder}, {args.precision}, {keras.config.backend()} on {platform.machine()} with "
+        f"Encoder {args.encoder}, {args.precision}, {_backend.NAME} on {platform.machine()} with "
         f"{os.cpu_count()} CPU cores; this call took {minutes:.0f} minutes. Written to {args.out}."
     )
 

@@ -6,6 +6,9 @@ import keras
 import numpy as np
 
 
+_ENDLESS = 1 << 48  # batches; grain counts what repeats for ever up to the largest integer
+
+
 class Batches(keras.utils.PyDataset):
     """Batches whose content is a pure function of (seed, epoch, number), so that a run can be resumed at any epoch.
 
@@ -186,7 +189,7 @@ def _complete_batches(generator):
 
 
 class _FirstBatches(keras.utils.PyDataset):
-    """The first `count` batches of a PyDataset or of a grain MapDataset."""
+    """The first `count` batches of a PyDataset or of a grain MapDataset; `None`: without end."""
 
     def __init__(self, data, count):
         if isinstance(data, keras.utils.PyDataset):
@@ -196,7 +199,8 @@ class _FirstBatches(keras.utils.PyDataset):
             super().__init__()
         self._data, self._count = data, count
 
-    def __len__(self):
+    @property
+    def num_batches(self):
         return self._count
 
     def __getitem__(self, number):
@@ -208,7 +212,9 @@ def as_py_dataset(data):
 
     Keras 3.15 on TensorFlow trains a step too many in every epoch of a grain dataset.
     """
-    return _FirstBatches(data, len(data)) if "grain.MapDataset" in _kinds(data) else data
+    if "grain.MapDataset" not in _kinds(data):
+        return data
+    return _FirstBatches(data, len(data) if len(data) < _ENDLESS else None)
 
 
 def _drop_from_py_dataset(data):

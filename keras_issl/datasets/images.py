@@ -218,7 +218,7 @@ def as_images(images, channels=3):
 
 def check_range(images):
     """Raises a `ValueError` for images that are not in [0, 255], or in [0, 1] as floats: nearly black ones."""
-    if images.dtype == np.uint8:
+    if images.dtype == np.uint8 or not images.size:
         return
     low, high = images.min(), images.max()
     if low < 0 or high > 255 or (images.dtype.kind == "f" and 0 < high <= 1):

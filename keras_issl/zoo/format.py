@@ -76,16 +76,7 @@ def save_preset(
     >>> again = keras_issl.from_preset("my_preset")
     """
     folder = Path(folder)
-    if folder.exists():
-        if not overwrite:
-            raise ValueError(
-                f"`folder` should not exist yet. Received: {str(folder)!r}. Pass overwrite=True to replace the preset."
-            )
-        others = sorted({path.name for path in folder.iterdir()} - FILES) if folder.is_dir() else ["a file"]
-        if others:
-            raise ValueError(
-                f"`folder` holds more than a preset, so it is left alone. Received: {str(folder)!r} with {others[:5]}."
-            )
+    check_folder(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -105,6 +96,24 @@ def save_preset(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def check_folder(folder, overwrite=False):
+    """Raises a `ValueError` unless a preset can be written to `folder` without a loss to its owner."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ValueError(
+            f"`folder` should not exist yet. Received: {str(folder)!r}. Pass overwrite=True to replace the preset."
+        )
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else ["a file of that name"]
+    others = sorted(name for name in found if name not in FILES and not name.startswith("."))
+    if others:
+        raise ValueError(
+            f"`folder` holds more than a preset, so it is left alone. Received: {str(folder)!r} with {others[:5]}. "
+            "Move them elsewhere."
+        )
 
 
 def _write(folder, name, encoder, objective, recipe, results, provenance, card):
@@ -207,7 +216,6 @@ def load_preset(folder, *, load_weights=True, dtype=None, custom_objects=None):
         config["config"]["dtype"] = dtype
     with distribution.dtype_scope(dtype or config["dtype"]):
         encoder = _make(config, ENCODERS, custom_objects, folder / CONFIG)
-    _verify(folder, CONFIG)
     if load_weights:
         _verify(folder, WEIGHTS)
         encoder.load_weights(folder / WEIGHTS)
@@ -231,7 +239,6 @@ def load_objective(folder, *, custom_objects=None):
     if not (folder / OBJECTIVE).exists():
         raise ValueError(f"The preset {str(folder)!r} was saved without its objective: there is no {OBJECTIVE}.")
     config = _read(folder, OBJECTIVE, {"format", "class", "config", "feature_dim"})
-    _verify(folder, OBJECTIVE)
     objective = _make(config, OBJECTIVES, custom_objects, folder / OBJECTIVE)
     _verify(folder, OBJECTIVE_WEIGHTS)
     _as_model(objective, config["feature_dim"]).load_weights(folder / OBJECTIVE_WEIGHTS)
@@ -274,6 +281,7 @@ def _make(config, allowed, custom_objects, path):
         unknown = sorted(set(config["config"]) - accepted)
         if unknown:
             raise ValueError(f"{path} holds arguments that {config['class']} does not have: {unknown}")
+    _verify(path.parent, path.name)
     with keras.saving.custom_object_scope(custom_objects or {}):
         return cls.from_config(dict(config["config"]))
 
@@ -294,7 +302,10 @@ def read_metadata(folder):
 
 
 def _verify(folder, name):
-    recorded = read_metadata(folder).get("files", {}).get(name, {}).get("sha256")
+    try:
+        recorded = read_metadata(folder)["files"][name]["sha256"]
+    except (KeyError, TypeError):
+        recorded = None
     path = folder / name
     if not path.is_file():
         raise ValueError(f"The preset {str(folder)!r} lacks its file {name}.")
