@@ -5,7 +5,6 @@ import types
 import keras
 import numpy as np
 
-
 _ENDLESS = 1 << 48  # batches; grain counts what repeats for ever up to the largest integer
 
 
