@@ -202,6 +202,15 @@ def test_evaluate_repeats_itself_and_changes_nothing():
         np.testing.assert_array_equal(before, ops.convert_to_numpy(w))
 
 
+def test_test_on_batch_scores_in_inference_mode():
+    model = make()
+    before = [ops.convert_to_numpy(w) for w in model.weights]
+    first = model.test_on_batch(IMAGES[:16], return_dict=True)
+    assert set(first) == LOGS and np.isfinite(first["loss"])
+    for value, w in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(value, ops.convert_to_numpy(w))
+
+
 def test_predict_gives_the_encoders_features():
     model = make()
     features = model.predict(IMAGES, verbose=0)
