@@ -187,7 +187,7 @@ def _probe(args):
         test = None
     if test is None:
         train, test = train.split(0.8)
-        say(f"no split {args.test_split!r}: a stratified fifth, {len(test):,} images, is held out as test")
+        say(f"no train and test splits: a stratified fifth, {len(test):,} images, is held out as test")
     test = test.with_classes(train.class_names)
     if train.fingerprint == test.fingerprint:
         raise ValueError(

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_issl import callbacks as callbacks_room
 from keras_issl import datasets, distribution, encoders
+from keras_issl.callbacks import NaNGuard
 
 DEFAULT_BATCH_SIZE = 256
 
@@ -193,7 +193,7 @@ class Pretrainer(keras.Model):
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
             reorder, steps_per_epoch = False, None  # the batches hold them
-        callbacks = self._with(callbacks, callbacks_room.NaNGuard())
+        callbacks = self._with(callbacks, NaNGuard())
         return super().fit(
             x,
             y,

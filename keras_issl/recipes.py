@@ -97,7 +97,7 @@ def digits(objective="dissl", **changes):
     """
     recipe = Recipe(
         objective=objective,
-        # Chosen on a quarter of the training labels among C = 20 … 2048: with few steps, few classes merge more.
+        # The best of 32, 64 and 128 with this encoder on a held-out quarter of train: few classes merge more.
         objective_args={"num_classes": 32} if objective == "dissl" else {},
         # The stem keeps the resolution, four stages see the whole digit. 24 to 192 channels.
         encoder_args={"blocks": (1, 1, 1, 1), "width": 24, "image_size": 8, "stem": "cifar"},

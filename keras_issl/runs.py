@@ -201,8 +201,8 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
 
     Example:
 
-    >>> data = keras_issl.datasets.load("digits")
-    >>> result = pretrain(recipes.digits("dissl", epochs=2), data, "runs/try")  # doctest: +SKIP
+    >>> data = keras_issl.datasets.load("digits").take(256)
+    >>> result = pretrain(recipes.digits("dissl", epochs=1), data, "runs/try", verbose=False)
     """
     with locked_folder(out, resume=resume) as folder:
         description = {
