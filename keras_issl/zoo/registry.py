@@ -1,0 +1,170 @@
+"""The built-in presets: what there is, and where each one's weights would come from."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+from keras_issl.zoo.cache import cached_preset
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+README, AUDIT = "authors' README", "audit"  # the two sources of published figures
+PROTOCOL = (
+    "README, audit: ImageNet-1k top-1 in % of a linear probe. README is what the authors published with the weights;\n"
+    "audit is their later evaluation of many models under one protocol, its probe tuned on test images (arXiv "
+    "2302.03068).\nCompare figures within one column only."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetInfo:
+    """One row of `list_presets()`.
+
+    Attributes:
+        name: What `from_preset` takes.
+        objective: Name of the objective it was trained with.
+        feature_dim: Width D of its features.
+        epochs: Passes over the images that it was trained on.
+        views: Crops of each image, such as `"2x160+4x96"`.
+        top1: ImageNet top-1 in % in the audit, all models under one protocol; `None` where it was not audited.
+        top1_reported: ImageNet top-1 in % in the authors' README; `None` where they give none.
+        protocol: What both figures are figures of.
+        megabytes: Size of its weights in float32, in MiB.
+        source: Where its weights come from now: `"shipped"` with the library, `"cached"` on this machine, or the
+            authors' `"release file"`, fetched and converted at the first use.
+        verified: Whether the weights were checked against the authors' file and stored features.
+    """
+
+    name: str
+    objective: str
+    feature_dim: int
+    epochs: int
+    views: str
+    top1: float | None
+    top1_reported: float | None
+    protocol: str
+    megabytes: float
+    source: str
+    verified: bool
+
+
+def presets_folder():
+    """The folder of the built-in presets: inside the package in a wheel, beside it in a clone.
+
+    Raises:
+        RuntimeError: There is none, so the installation is incomplete.
+    """
+    return _presets_of(PACKAGE)
+
+
+def _presets_of(package):
+    inside, beside = package / "presets", package.parent / "presets"
+    if inside.is_dir():
+        return inside
+    if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return beside
+    raise RuntimeError(
+        f"The built-in presets are missing: there is neither {inside} nor {beside}. Install keras_issl again, from a "
+        "wheel or from a whole clone; presets of your own load by their path."
+    )
+
+
+def names():
+    """The names of the built-in presets, a sorted tuple of strings."""
+    return tuple(sorted(path.parent.name for path in presets_folder().glob(f"*/{METADATA}")))
+
+
+def is_builtin(name):
+    """Whether `name`, a string, names a built-in preset."""
+    return isinstance(name, str) and name in names()
+
+
+def shipped_folder(name):
+    """The folder that the library ships for the built-in preset `name`: its architecture and metadata.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, n=3)
+        raise ValueError(
+            "`name` should be the name of a built-in preset. "
+            f"Received: {name!r}. {f'Did you mean {close}? ' if close else ''}"
+            f"`keras-issl presets` or `keras_issl.list_presets()` shows all {len(known)}."
+        )
+    return presets_folder() / name
+
+
+def list_presets():
+    """What built-in presets there are, for every one what it is and where its weights are.
+
+    Nothing is loaded or downloaded.
+
+    Returns:
+        A list of `PresetInfo`, by objective, the best audited top-1 first.
+
+    Example:
+
+    >>> for preset in keras_issl.list_presets():
+    ...     print(preset.name, preset.feature_dim, preset.top1)
+    """
+    found = [_info(presets_folder() / name) for name in names()]
+    return sorted(found, key=lambda p: (p.objective, -(p.top1 or 0.0), p.name))
+
+
+def _info(folder):
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    recipe, name = metadata["recipe"], folder.name
+    top1 = {row["source"]: row for row in metadata["results"] if row["metric"] == "top-1"}
+    protocols = {f"{row['protocol'].split(';')[0]}, {row['dataset']}" for row in top1.values()}
+    if (folder / WEIGHTS).is_file():
+        source = "shipped"
+    else:
+        source = "cached" if (cached_preset(name) / CONFIG).is_file() else "release file"
+    return PresetInfo(
+        name=name,
+        objective=recipe["objective"],
+        feature_dim=metadata["feature_dim"],
+        epochs=recipe["epochs"],
+        views=recipe["views"],
+        top1=top1[AUDIT]["value"] if AUDIT in top1 else None,
+        top1_reported=top1[README]["value"] if README in top1 else None,
+        protocol=" / ".join(sorted(protocols)),
+        megabytes=metadata["parameters"] * 4 / 2**20,
+        source=source,
+        verified=metadata["verified"],
+    )
+
+
+def table_rows(presets):
+    """Header and rows of a table of presets, for `report.table`; `PROTOCOL` belongs under it.
+
+    Args:
+        presets: A list of `PresetInfo`.
+
+    Returns:
+        A pair: the column titles, and a list of rows, all strings.
+
+    Example:
+
+    >>> header, rows = keras_issl.zoo.registry.table_rows(keras_issl.list_presets())
+    >>> print(keras_issl.report.table(header, rows))
+    """
+    header = ["preset", "width", "epochs", "views", "README", "audit", "MiB", "weights", "verified"]
+    figure = lambda value, digits: "–" if value is None else f"{value:.{digits}f}"  # noqa: E731
+    return header, [
+        [
+            preset.name,
+            str(preset.feature_dim),
+            str(preset.epochs),
+            preset.views,
+            figure(preset.top1_reported, 1),
+            figure(preset.top1, 2),
+            f"{preset.megabytes:.0f}",
+            preset.source,
+            "yes" if preset.verified else "no",
+        ]
+        for preset in presets
+    ]
