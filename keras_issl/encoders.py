@@ -6,6 +6,8 @@ wider representation of Dubois et al., *Improving Self-Supervised Learning by Ch
 Representations*, NeurIPS 2022 (arXiv 2209.06235). `Adapter` makes an encoder of any other Keras model.
 """
 
+import contextlib
+import contextvars
 import math
 
 import keras
@@ -32,9 +34,22 @@ NORMALIZATIONS = {  # of RGB images in [0, 1]; ready for `ResNet(..., **NORMALIZ
 }
 EXPANSION = 4  # a bottleneck's output is this many times wider than its 3x3 convolution
 RESIZER_WIDTH = 512  # hidden width of the block that makes the representation wider
+MAX_BLOCKS = 1000
+
+_zeros = contextvars.ContextVar("zeros", default=False)
 
 
-class _Encoder(keras.Model):
+@contextlib.contextmanager
+def from_zeros():
+    """Within it a `ResNet` starts from zeros: its weights are about to be loaded, and drawing them takes longer."""
+    token = _zeros.set(True)
+    try:
+        yield
+    finally:
+        _zeros.reset(token)
+
+
+class _Encoder(distribution.Exportable, keras.Model):
     """A functional model from images (B, H, W, channels) to features, which looks at its input first."""
 
     @property
@@ -130,8 +145,11 @@ class ResNet(_Encoder):
         if variant is not None and variant not in VARIANTS:
             raise ValueError(f"`variant` should be one of {sorted(VARIANTS)}. Received: {variant}. Or pass `blocks=`.")
         stages, deep = VARIANTS[variant] if variant is not None else (tuple(blocks), False)
-        if not stages or not all(_is_count(n) for n in stages):
-            raise ValueError(f"`blocks` should be positive integers, one for each stage. Received: {blocks}")
+        if not stages or not all(_is_count(n) for n in stages) or sum(stages) > MAX_BLOCKS:
+            raise ValueError(
+                f"`blocks` should be positive integers, one for each stage, {MAX_BLOCKS} in all at most. "
+                f"Received: {blocks}"
+            )
         counts = {"image_size": image_size, "width": width, "channels": channels, "feature_dim": feature_dim}
         for argument, value in counts.items():
             if not _is_count(value) and (argument, value) != ("feature_dim", None):
@@ -197,7 +215,7 @@ class _Builder:
             size,
             strides=stride,
             use_bias=False,
-            kernel_initializer=init or _he_fan_out(),
+            kernel_initializer="zeros" if _zeros.get() else init or _he_fan_out(),
             dtype=self.policy,
             name=conv,
         )(x)
