@@ -1,7 +1,11 @@
+import io
 import json
 import os
 import shutil
+import zipfile
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from keras import ops
 import keras_issl
 from keras_issl import encoders, objectives, zoo
 from keras_issl.zoo import format as preset_format
+from keras_issl.zoo import strict
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3)).astype("uint8")
 
@@ -48,7 +53,9 @@ def test_metadata_says_what_it_is(preset):
         "model.weights.h5",
         "objective.json",
         "objective.weights.h5",
+        "golden.npz",
     }
+    assert metadata["parameters"] == sum(np.prod(w.shape) for w in preset[1].weights)
     assert "from_preset" in (preset[0] / "README.md").read_text()
 
 
@@ -150,6 +157,13 @@ def flip(path):
     path.write_bytes(bytes(data))
 
 
+def link_out(path):
+    """Puts a link in the place of a file: to the same bytes, elsewhere."""
+    elsewhere = path.parent.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -158,9 +172,20 @@ def flip(path):
         (lambda f: (f / "config.json").unlink(), "with a config.json in it"),
         (lambda f: (f / "metadata.json").unlink(), "records no SHA-256"),
         (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
-        (lambda f: edit(f, "config.json", lambda c: c.update(surprise=1)), "exactly the keys"),
+        (lambda f: edit(f, "config.json", lambda c: c.update(surprise=1)), "unknown .'surprise'."),
         (lambda f: edit(f, "config.json", lambda c: c["config"].update(mean=[0, 0, 0])), "config.json is not the file"),
-        (lambda f: (f / "metadata.json").write_text("["), "metadata.json is not a JSON object"),
+        (lambda f: (f / "metadata.json").write_text("["), "metadata.json is not valid JSON"),
+        (lambda f: (f / "metadata.json").write_text("[]"), "metadata.json is not a JSON object. Received: list"),
+        (lambda f: (f / "metadata.json").write_text('{"a": 1, "a": 2}'), "are not all different"),
+        (lambda f: (f / "metadata.json").write_text('{"a": NaN}'), "NaN is no JSON number"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not valid JSON"),
+        (lambda f: (f / "config.json").write_text(" " * (17 << 20)), "at most 16,777,216 bytes"),
+        (lambda f: edit(f, "metadata.json", lambda m: m.update(surprise=1)), "unknown .'surprise'."),
+        (lambda f: edit(f, "metadata.json", lambda m: m.pop("probe")), "missing .'probe'."),
+        (lambda f: edit(f, "metadata.json", lambda m: m.update(results=3)), "for `results` a value of type list"),
+        (lambda f: edit(f, "metadata.json", lambda m: m["files"].update({"../x": {}})), "record files of"),
+        (lambda f: link_out(f / "config.json"), "is a link to a file outside of the preset"),
+        (lambda f: link_out(f / "model.weights.h5"), "is a link to a file outside of the preset"),
         (lambda f: edit(f, "config.json", lambda c: c.update(format=99)), "Update keras_issl"),
         (lambda f: edit(f, "config.json", lambda c: c["config"].update(widht=3)), r"does not have: \['widht'\]"),
         (lambda f: edit(f, "config.json", lambda c: c.update({"class": "os.system"})), "never brings code"),
@@ -183,3 +208,226 @@ def test_hash_is_sha256(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert preset_format.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ---------------------------------------------------------------------- a preset that vouches for itself
+def sign(folder):
+    """Records the hashes of the files as they are now: what somebody who means harm would do."""
+
+    def record(metadata):
+        for name in metadata["files"]:
+            file = folder / name
+            metadata["files"][name] = {"sha256": preset_format.sha256(file), "bytes": file.stat().st_size}
+
+    edit(folder, "metadata.json", record)
+
+
+def arrays(file):
+    found = []
+    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def change_weights(change):
+    def damage(folder):
+        with h5py.File(folder / "model.weights.h5", "r+") as file:
+            change(file, arrays(file)[0])
+
+    return damage
+
+
+def external_link(file, name):
+    del file[name]
+    file[name] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def external_storage(file, name):
+    shape, secret = file[name].shape, Path(file.filename).parent / "secret"
+    secret.write_bytes(b"0" * 10_000)
+    del file[name]
+    file.create_dataset(name, shape, "float32", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(file, name):
+    shape = file[name].shape
+    del file[name]
+    layout = h5py.VirtualLayout(shape, "float32")
+    file.create_virtual_dataset(name, layout)
+
+
+def declared(file, name):
+    del file[name]
+    file.create_dataset(name, (1 << 20, 1 << 20), "float32", chunks=(1024, 1024))
+
+
+def packed(file, name):
+    value = file[name][()]
+    del file[name]
+    file.create_dataset(name, data=value, compression="gzip")
+
+
+def strings(file, name):
+    del file[name]
+    file.create_dataset(name, data=np.array([b"x"] * 8, dtype=object), dtype=h5py.string_dtype())
+
+
+def cycle(file, name):
+    file["layers"]["again"] = file["layers"]
+
+
+def config(**arguments):
+    return lambda folder: edit(folder, "config.json", lambda c: c["config"].update(arguments))
+
+
+CODE = {"module": "os", "class_name": "system", "config": {"command": "touch hacked"}}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (change_weights(external_link), "is a link to somewhere else"),
+        (change_weights(lambda f, n: f.move(n, "real") or f.update({n: h5py.SoftLink("/real")})), "is a link to"),
+        (change_weights(external_storage), "not plainly in the file"),
+        (change_weights(virtual), "not plainly in the file"),
+        (change_weights(declared), "not plainly in the file"),
+        (change_weights(packed), "not plainly in the file"),
+        (change_weights(strings), "not numbers"),
+        (change_weights(cycle), "stands in it twice"),
+        (change_weights(lambda f, n: f.create_dataset("more", data=np.zeros(3, "float32"))), "Received: [0-9,]+"),
+        (change_weights(lambda f, n: f.move(n, "layers/other/0")), "holds other weights than the model"),
+        (lambda f: (f / "model.weights.h5").write_bytes(b"not HDF5"), "is not a sound file of weights"),
+        (config(width=10**9), "should hold the [0-9,]{20,} weights"),
+        (config(feature_dim=10**12), "should hold the [0-9,]{14,} weights"),
+        (config(blocks=[10**9]), "1000 in all at most"),
+        (config(width=10**400), "cannot be built|should hold"),
+        (config(width="8"), "cannot be built"),
+        (config(blocks={}), "cannot be built"),
+        (config(name=["a"]), "cannot be built"),
+        (config(dtype=CODE), "should name one of the dtype policies"),
+        (config(dtype="quantized"), "should name one of the dtype policies"),
+        (config(mean=CODE), "describes an object of the class 'system' of 'os'"),
+        (config(name={"module": "keras.layers", "class_name": "Lambda"}), "class 'Lambda'"),
+    ],
+)
+def test_signed_damage_is_refused(preset, damage, words):
+    folder = preset[0]
+    damage(folder)
+    sign(folder)
+    with pytest.raises(ValueError, match=words):
+        keras_issl.from_preset(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"probe": CODE}, "class 'system' of 'os'"),
+        ({"probe": {"module": "keras.layers", "class_name": "TFSMLayer", "config": {}}}, "class 'TFSMLayer'"),
+        ({"probe": {"module": "keras", "class_name": "Sequential", "config": {"layers": [CODE]}}}, "'system'"),
+        ({"num_classes": 10**12}, "should hold the [0-9,]{14,} weights"),
+        ({"teacher_hidden": [[1, "x"]]}, "cannot be built"),
+    ],
+)
+def test_signed_damage_to_an_objective_is_refused(preset, change, words):
+    folder = preset[0]
+    edit(folder, "objective.json", lambda c: c["config"].update(change))
+    sign(folder)
+    with pytest.raises(ValueError, match=words):
+        keras_issl.load_objective(folder)
+
+
+def test_an_architecture_without_weights_is_bounded(preset):
+    config(width=10**6)(preset[0])
+    sign(preset[0])
+    with pytest.raises(ValueError, match="too many to be one of ours"):
+        keras_issl.from_preset(preset[0], load_weights=False)
+
+
+def test_an_objective_with_a_users_probe_comes_back(tmp_path):
+    probe = keras.Sequential([keras.layers.Dense(4, activation="relu"), keras.layers.Dense(12)])
+    objective = objectives.DISSL(num_classes=12, teacher_hidden=(16,), bottleneck=8, probe=probe)
+    keras_issl.save_preset(small_encoder(), tmp_path / "probed", objective=objective)
+    again = keras_issl.load_objective(tmp_path / "probed")
+    features = keras.random.normal((2, 4, 8), seed=0)
+    found, expected = again(features, training=False), objective(features, training=False)
+    for name in expected:
+        np.testing.assert_array_equal(ops.convert_to_numpy(found[name]), ops.convert_to_numpy(expected[name]))
+
+
+# ---------------------------------------------------------------------- golden features
+def test_verify_computes_the_recorded_features_again(preset):
+    folder, encoder, _ = preset
+    with np.load(folder / "golden.npz") as golden:
+        assert golden["images"].shape == (2, 12, 12, 3) and golden["images"].std() > 30
+        np.testing.assert_allclose(encoder.predict(golden["images"], verbose=0), golden["features"], rtol=1e-5)
+    keras_issl.from_preset(folder, verify=True)
+    keras_issl.from_preset(folder, verify=True, dtype="mixed_bfloat16")
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.0, 0.0, 0.0]}, {"stem": "strided"}, {"std": [0.2, 0.2, 0.2]}])
+def test_verify_finds_what_hashes_do_not(preset, change):
+    folder = preset[0]
+    config(**change)(folder)
+    sign(folder)
+    keras_issl.from_preset(folder)
+    with pytest.raises(ValueError, match="does not compute the features that were recorded"):
+        keras_issl.from_preset(folder, verify=True)
+
+
+def test_verify_needs_weights_and_a_sound_record(preset):
+    folder = preset[0]
+    with pytest.raises(ValueError, match="load_weights=False"):
+        keras_issl.from_preset(folder, verify=True, load_weights=False)
+    (folder / "golden.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="golden.npz is not the file that was saved"):
+        keras_issl.from_preset(folder, verify=True)
+    sign(folder)
+    with pytest.raises(ValueError, match="golden.npz is not a sound archive"):
+        keras_issl.from_preset(folder, verify=True)
+    np.savez(folder / "golden.npz", images=np.zeros((2, 12, 12, 3)), features=np.zeros((2, 9), "float32"))
+    sign(folder)
+    with pytest.raises(ValueError, match=r"features of shape \(2, 9\). The encoder computes \(2, 8\)"):
+        keras_issl.from_preset(folder, verify=True)
+
+
+def test_an_archive_that_declares_more_than_it_holds(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + b"1234")
+    with pytest.raises(ValueError, match="declares float32"):
+        strict.read_archive(tmp_path / "a.npz", ("x",))
+
+
+# ---------------------------------------------------------------------- what a preset says of itself
+def test_about_is_kept_and_checked(tmp_path):
+    about = {"license": {"id": "mit", "evidence": "the owner's word"}, "preprocessing": {"resize": 16, "crop": 12}}
+    folder = keras_issl.save_preset(small_encoder(), tmp_path / "told", about={**about, "probe": "mlp"})
+    metadata = preset_format.read_metadata(folder)
+    assert metadata["license"] == about["license"] and metadata["preprocessing"] == about["preprocessing"]
+    assert metadata["probe"] == "mlp" and "mit" in (folder / "README.md").read_text()
+    for wrong in ({"licence": {}}, {"note": 3}, {"parameters": 3}):
+        with pytest.raises(ValueError, match="`about` should hold entries"):
+            keras_issl.save_preset(small_encoder(), tmp_path / "wrong", about=wrong)
+    with pytest.raises(ValueError, match="without NaN or infinity"):
+        keras_issl.save_preset(small_encoder(), tmp_path / "wrong", results=[{"top-1": float("nan")}])
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_presets_of_earlier_versions_load(preset):
+    """Without golden features, the number of parameters, and with Keras's own description of the dtype."""
+    folder, encoder, _ = preset
+    policy = keras.dtype_policies.serialize(keras.dtype_policies.get("float32"))
+    edit(folder, "config.json", lambda c: c["config"].update(dtype=policy))
+    (folder / "golden.npz").unlink()
+    edit(folder, "metadata.json", lambda m: (m["files"].pop("golden.npz"), m.pop("parameters")))
+    sign(folder)
+    again = keras_issl.from_preset(folder)
+    np.testing.assert_array_equal(encoder.predict(IMAGES, verbose=0), again.predict(IMAGES, verbose=0))
+    with pytest.raises(ValueError, match="lacks its file golden.npz"):
+        keras_issl.from_preset(folder, verify=True)
+
+
+@pytest.mark.parametrize("value", ["float31", 3, object()])
+def test_unknown_dtypes_are_refused(preset, value):
+    with pytest.raises(ValueError, match="`dtype` should be a dtype policy"):
+        keras_issl.from_preset(preset[0], dtype=value)

@@ -6,12 +6,14 @@ metadata.json          versions, SHA-256 of each file, provenance, recipe, probe
 model.weights.h5       the encoder's weights
 objective.json         optional: the objective and its arguments
 objective.weights.h5   optional: its heads
+golden.npz             optional: two pictures and the encoder's features of them
 README.md              the card
 ```
 
 A preset is data, never code: a class that is not on the allow-list loads only when the user hands it over.
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -24,13 +26,23 @@ import keras
 import numpy as np
 
 from keras_issl import distribution, encoders, objectives
+from keras_issl.zoo import cards, golden, strict
 
 FORMAT = 1
 ENCODERS = {"ResNet": encoders.ResNet}
 OBJECTIVES = {name: getattr(objectives, name) for name in ("CISSL", "DISSL", "SimCLR")}
 CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
 WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS = "model.weights.h5", "objective.json", "objective.weights.h5"
-FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, "golden.npz"}
+GOLDEN = "golden.npz"
+FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, GOLDEN}
+METADATA_TYPES = {  # what every preset says of itself
+    "format": int, "name": str, "feature_dim": int, "probe": str | None, "recipe": dict | None, "results": list,
+    "provenance": dict, "versions": dict, "files": dict, "verified": bool,
+}  # fmt: skip
+ABOUT_TYPES = {  # and what it may say
+    "citation": str, "description": str, "license": dict, "note": str, "parameters": int, "preprocessing": dict,
+    "source": dict,
+}  # fmt: skip
 
 
 def sha256(path):
@@ -49,9 +61,21 @@ def write_json(path, value):
 
 # ---------------------------------------------------------------------- writing
 def save_preset(
-    encoder, folder, *, objective=None, recipe=None, results=None, provenance=None, card=None, overwrite=False
+    encoder,
+    folder,
+    *,
+    objective=None,
+    recipe=None,
+    results=None,
+    provenance=None,
+    about=None,
+    card=None,
+    overwrite=False,
 ):
     """Writes an encoder as a preset folder, all of it or nothing.
+
+    The folder also holds the encoder's features of two pictures: `from_preset(folder, verify=True)` computes them
+    again.
 
     Args:
         encoder: The encoder, built.
@@ -60,6 +84,9 @@ def save_preset(
         recipe: A dict: how it was trained.
         results: A list of dicts: figures, each with its protocol.
         provenance: A dict: the data and the run it came from.
+        about: A dict with any of `description`, `license` (`{"id": ..., "evidence": ...}`), `citation`, `note`,
+            `preprocessing` (`{"resize": 256, "crop": 224}`: how images of any size are brought to the encoder's),
+            `source` (`{"url": ...}`) and, without an objective, `probe`: the family its objective was trained for.
         card: Markdown text of the model card; by default one made from the metadata.
         overwrite: Whether an existing preset folder may be replaced.
 
@@ -67,7 +94,8 @@ def save_preset(
         The folder, a `pathlib.Path`.
 
     Raises:
-        ValueError: The folder exists and `overwrite` is false, or it holds anything but a preset.
+        ValueError: The folder exists and `overwrite` is false, or it holds anything but a preset; or `about` has
+            an entry of another name or type.
 
     Example:
 
@@ -76,11 +104,16 @@ def save_preset(
     >>> again = keras_issl.from_preset("my_preset")
     """
     folder = Path(folder)
+    about = _check_about(about or {})
     check_folder(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(temporary, folder.name, encoder, objective, recipe, results, provenance, card)
+        _write(temporary, encoder, objective)
+        metadata = _metadata(temporary, folder.name, encoder, objective)
+        metadata |= {"recipe": recipe, "results": results or [], "provenance": provenance or {}, **about}
+        write_json(temporary / METADATA, metadata := _plain(metadata))
+        (temporary / CARD).write_text(card or cards.card(metadata), encoding="utf-8")
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -116,62 +149,60 @@ def check_folder(folder, overwrite=False):
         )
 
 
-def _write(folder, name, encoder, objective, recipe, results, provenance, card):
-    config = {"class": type(encoder).__name__, "config": encoder.get_config(), "dtype": encoder.dtype_policy.name}
-    write_json(folder / CONFIG, {"format": FORMAT, **_plain(config)})
+def _check_about(about):
+    kinds = {key: kind for key, kind in ABOUT_TYPES.items() if key != "parameters"} | {"probe": str}
+    for key, value in about.items():
+        if key not in kinds or not isinstance(value, kinds[key]):
+            kinds = {name: kind.__name__ for name, kind in kinds.items()}
+            raise ValueError(f"`about` should hold entries of the types {kinds}. Received: {key}={value!r}")
+    return about
+
+
+def _write(folder, encoder, objective):
+    """Writes the files that hold numbers and how to build what they belong to."""
+    config = encoder.get_config()
+    described = {"class": type(encoder).__name__, "config": config, "dtype": encoder.dtype_policy.name}
+    write_json(folder / CONFIG, {"format": FORMAT, **_plain(described)})
     encoder.save_weights(folder / WEIGHTS)
-    files = [CONFIG, WEIGHTS]
+    golden.write(encoder, folder / GOLDEN, config.get("image_size"))
     if objective is not None:
-        config = {"class": type(objective).__name__, "config": objective.get_config()}
         width = encoders.feature_dim(encoder)
-        write_json(folder / OBJECTIVE, {"format": FORMAT, "feature_dim": width, **_plain(config)})
+        described = {"class": type(objective).__name__, "config": objective.get_config(), "feature_dim": width}
+        write_json(folder / OBJECTIVE, {"format": FORMAT, **_plain(described)})
         _as_model(objective, width).save_weights(folder / OBJECTIVE_WEIGHTS)
-        files += [OBJECTIVE, OBJECTIVE_WEIGHTS]
+
+
+def _metadata(folder, name, encoder, objective):
+    """What the files of a folder say of themselves."""
     from keras_issl import __version__
 
     probe = getattr(objective, "probe", None)
-    metadata = {
+    return {
         "format": FORMAT,
         "name": name,
         "feature_dim": encoders.feature_dim(encoder),
+        "parameters": sum(int(np.prod(weight.shape)) for weight in encoder.weights),
         "probe": probe if probe is None or isinstance(probe, str) else "custom",
-        "recipe": recipe,
-        "results": results or [],
-        "provenance": provenance or {},
         "versions": {"keras_issl": __version__, "keras": keras.__version__, "backend": keras.config.backend()},
-        "files": {f: {"sha256": sha256(folder / f), "bytes": (folder / f).stat().st_size} for f in files},
+        "files": {
+            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+        },
         "verified": False,
     }
-    write_json(folder / METADATA, _plain(metadata))
-    (folder / CARD).write_text(card or _card(metadata), encoding="utf-8")
 
 
 def _plain(value):
-    """JSON's own types: tuples become lists, NumPy scalars Python numbers."""
-    return json.loads(json.dumps(value, default=lambda x: x.item() if isinstance(x, np.generic) else str(x)))
-
-
-def _card(metadata):
-    lines = [
-        f"# {metadata['name']}",
-        "",
-        f"An encoder with {metadata['feature_dim']} features, saved by keras_issl.",
-        "",
-    ]
-    if metadata["probe"]:
-        lines += [f"Its objective was matched to a {metadata['probe']} probe.", ""]
-    lines += [
-        "```python",
-        "import keras_issl",
-        "",
-        f'encoder = keras_issl.from_preset("path/to/{metadata["name"]}")',
-        f"features = encoder.predict(images)  # RGB in 0..255, (N, H, W, 3) -> (N, {metadata['feature_dim']})",
-        "```",
-        "",
-    ]
-    for row in metadata["results"]:
-        lines.append("- " + ", ".join(f"{key}: {value}" for key, value in row.items()))
-    return "\n".join(lines) + "\n"
+    """JSON's own types: tuples become lists, NumPy scalars Python numbers, a plain dtype policy its name."""
+    try:
+        text = json.dumps(value, default=lambda x: x.item() if isinstance(x, np.generic) else str(x), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"A preset should say what JSON can hold, without NaN or infinity: {error}") from error
+    value = json.loads(text)
+    config = value.get("config")
+    if isinstance(config, dict) and isinstance(config.get("dtype"), dict):
+        name = (config["dtype"].get("config") or {}).get("name")
+        config["dtype"] = name if name in strict.POLICIES else config["dtype"]
+    return value
 
 
 class _Heads(keras.Model):
@@ -194,13 +225,15 @@ def _as_model(objective, width):
 
 
 # ---------------------------------------------------------------------- reading
-def load_preset(folder, *, load_weights=True, dtype=None, custom_objects=None):
+@strict.brief
+def load_preset(folder, *, load_weights=True, dtype=None, verify=False, custom_objects=None):
     """Reads the encoder of a preset folder.
 
     Args:
         folder: Path of a preset folder.
         load_weights: Whether to load weights; otherwise the architecture is freshly initialised.
         dtype: A dtype policy such as `"mixed_bfloat16"`; by default the saved one.
+        verify: Whether to compute the recorded features of two pictures again, and to compare.
         custom_objects: A dict from class names to classes, for encoders that are not the library's own.
 
     Returns:
@@ -208,20 +241,48 @@ def load_preset(folder, *, load_weights=True, dtype=None, custom_objects=None):
 
     Raises:
         ValueError: The folder is no preset, holds unknown keys, a class that is not allowed, or a
-            file whose SHA-256 is not the recorded one.
+            file whose SHA-256 is not the recorded one; or, with `verify`, the features differ.
     """
     folder = Path(folder)
+    if verify and not load_weights:
+        raise ValueError("`verify` compares features, which fresh weights do not give. Received: load_weights=False.")
     config = _read(folder, CONFIG, {"format", "class", "config", "dtype"})
-    if dtype is not None and "dtype" in config["config"]:
-        config["config"]["dtype"] = dtype
-    with distribution.dtype_scope(dtype or config["dtype"]):
-        encoder = _make(config, ENCODERS, custom_objects, folder / CONFIG)
+    metadata = read_metadata(folder)
+    saved = config["config"].get("dtype") or config["dtype"]
+    if dtype is not None:
+        _check_policy(dtype)
+        config["dtype"] = dtype
+        if "dtype" in config["config"]:
+            config["config"]["dtype"] = dtype
     if load_weights:
-        _verify(folder, WEIGHTS)
-        encoder.load_weights(folder / WEIGHTS)
+        weights = _verified(folder, WEIGHTS, metadata)
+    if verify:
+        recorded = _verified(folder, GOLDEN, metadata)
+    make = _maker(folder, config, ENCODERS, custom_objects, metadata)
+
+    def build():
+        with distribution.dtype_scope(config["dtype"]):
+            return make()
+
+    ours = config["class"] in ENCODERS
+    if ours:
+        count = _count(build, folder / CONFIG)
+        if load_weights:
+            strict.check_weights(weights, count)
+        elif count > strict.BUILD_WEIGHTS:
+            raise ValueError(f"{folder / CONFIG} describes a model of {count:,} weights, too many to be one of ours.")
+    if not load_weights:
+        return _built(build, folder / CONFIG)
+    with encoders.from_zeros() if ours else contextlib.nullcontext():
+        encoder = _built(build, folder / CONFIG)
+    _load_weights(encoder, weights)
+    if verify:
+        plain = ("float32", "float64")
+        golden.check(encoder, recorded, exact=saved in plain and (dtype or saved) in plain)
     return encoder
 
 
+@strict.brief
 def load_objective(folder, *, custom_objects=None):
     """Reads the objective of a preset folder, with its trained heads: class assignments need them.
 
@@ -239,80 +300,126 @@ def load_objective(folder, *, custom_objects=None):
     if not (folder / OBJECTIVE).exists():
         raise ValueError(f"The preset {str(folder)!r} was saved without its objective: there is no {OBJECTIVE}.")
     config = _read(folder, OBJECTIVE, {"format", "class", "config", "feature_dim"})
-    objective = _make(config, OBJECTIVES, custom_objects, folder / OBJECTIVE)
-    _verify(folder, OBJECTIVE_WEIGHTS)
-    _as_model(objective, config["feature_dim"]).load_weights(folder / OBJECTIVE_WEIGHTS)
-    return objective
+    metadata = read_metadata(folder)
+    width = config["feature_dim"]
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise ValueError(f"{folder / OBJECTIVE} should hold a positive integer `feature_dim`. Received: {width!r}")
+    weights = _verified(folder, OBJECTIVE_WEIGHTS, metadata)
+    make = _maker(folder, config, OBJECTIVES, custom_objects, metadata, OBJECTIVE)
+
+    def build():
+        return _as_model(make(), width)
+
+    if config["class"] in OBJECTIVES:
+        strict.check_weights(weights, _count(build, folder / OBJECTIVE))
+    model = _built(build, folder / OBJECTIVE)
+    _load_weights(model, weights)
+    return model.objective
+
+
+@strict.brief
+def read_metadata(folder):
+    """The metadata of a preset folder, a dict; empty if there is none.
+
+    Raises:
+        ValueError: The file is not a JSON object with the entries of a preset's metadata.
+    """
+    path = Path(folder) / METADATA
+    if not os.path.lexists(path):
+        return {}
+    metadata = strict.read_json(strict.find_file(Path(folder), METADATA, f"{path} should be a file."))
+    strict.check_keys(path, metadata, set(METADATA_TYPES), set(ABOUT_TYPES))
+    for key, value in metadata.items():
+        kind = (METADATA_TYPES | ABOUT_TYPES)[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            name = getattr(kind, "__name__", kind)
+            raise ValueError(f"{path} should hold for `{key}` a value of type {name}. Received: {value!r}")
+    if unknown := sorted(set(metadata["files"]) - FILES):
+        raise ValueError(f"{path} should record files of {sorted(FILES)} alone. Received: {unknown[:5]}")
+    return metadata
 
 
 def _read(folder, name, keys):
-    path = folder / name
-    if not path.is_file():
-        raise ValueError(
-            f"`folder` should be a preset folder, with a {name} in it. Received: {str(folder)!r}. "
-            "`keras_issl.save_preset` and `keras-issl pretrain` write such folders."
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict) or set(value) != keys:
-        found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"{path} should hold exactly the keys {sorted(keys)}. Received: {found}")
+    path = strict.find_file(
+        folder,
+        name,
+        f"`folder` should be a preset folder, with a {name} in it. Received: {str(folder)!r}. "
+        "`keras_issl.save_preset` and `keras-issl pretrain` write such folders.",
+    )
+    value = strict.read_json(path)
+    strict.check_keys(path, value, keys)
     if value["format"] != FORMAT:
         raise ValueError(
             f"{path} has preset format {value['format']!r}, this version of keras_issl reads format {FORMAT}. "
             "Update keras_issl."
         )
+    if not isinstance(value["class"], str) or not isinstance(value["config"], dict):
+        raise ValueError(f"{path} should hold the name of a `class` and an object `config`. Received: {value}")
+    if "dtype" in value:
+        value["dtype"] = strict.policy_name(path, value["dtype"])
     return value
 
 
-def _make(config, allowed, custom_objects, path):
-    known = allowed | (custom_objects or {})
+def _maker(folder, config, allowed, custom_objects, metadata, name=CONFIG):
+    """A function without arguments that makes the object a file describes, of a class that is allowed."""
+    path, known = folder / name, allowed | (custom_objects or {})
     if config["class"] not in known:
         raise ValueError(
             f"{path} names the class {config['class']!r}, which is not one of {sorted(known)}. A preset never "
             f"brings code: pass custom_objects={{{config['class']!r}: TheClass}} if you trust it (an adapted model "
             "is an `encoders.Adapter`)."
         )
-    cls = known[config["class"]]
+    cls, arguments = known[config["class"]], dict(config["config"])
     if config["class"] in allowed:
         accepted = set(inspect.signature(cls).parameters) | {"name", "dtype", "trainable"}
-        unknown = sorted(set(config["config"]) - accepted)
-        if unknown:
+        if unknown := sorted(set(arguments) - accepted):
             raise ValueError(f"{path} holds arguments that {config['class']} does not have: {unknown}")
-    _verify(path.parent, path.name)
-    with keras.saving.custom_object_scope(custom_objects or {}):
-        return cls.from_config(dict(config["config"]))
+        if arguments.get("dtype") is not None:
+            arguments["dtype"] = strict.policy_name(path, arguments["dtype"])
+        strict.check_plain(path, arguments, set(custom_objects or ()))
+    _verified(folder, name, metadata)
+
+    def make():
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            return cls.from_config(dict(arguments))
+
+    return make
 
 
-def read_metadata(folder):
-    """The metadata of a preset folder, a dict; empty if there is none.
-
-    Raises:
-        ValueError: The file is not valid JSON.
-    """
-    path = Path(folder) / METADATA
-    if not path.is_file():
-        return {}
+def _built(build, path):
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from error
+        return build()
+    except Exception as error:  # a constructor's own words, or NumPy's or the backend's for a value of a wrong type
+        raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
 
 
-def _verify(folder, name):
+def _count(build, path):
+    return _built(lambda: strict.count_weights(build), path)
+
+
+def _load_weights(model, path):
     try:
-        recorded = read_metadata(folder)["files"][name]["sha256"]
-    except (KeyError, TypeError):
-        recorded = None
-    path = folder / name
-    if not path.is_file():
-        raise ValueError(f"The preset {str(folder)!r} lacks its file {name}.")
+        model.load_weights(path)
+    except Exception as error:  # Keras and h5py have many kinds for what does not fit
+        raise ValueError(f"{path} holds other weights than the model that the preset describes: {error}") from error
+
+
+def _check_policy(dtype):
+    if getattr(dtype, "name", dtype) not in strict.POLICIES:
+        raise ValueError(f"`dtype` should be a dtype policy, one of {list(strict.POLICIES)}. Received: {dtype!r}")
+
+
+def _verified(folder, name, metadata):
+    """Path of a preset's file, once its SHA-256 is found to be the recorded one."""
+    path = strict.find_file(folder, name, f"The preset {str(folder)!r} lacks its file {name}.")
+    entry = metadata.get("files", {}).get(name)
+    recorded = entry.get("sha256") if isinstance(entry, dict) else None
     if recorded is None:
         raise ValueError(f"{folder / METADATA} records no SHA-256 for {name}, so it cannot be trusted.")
-    if sha256(path) != recorded:
+    size = entry.get("bytes")  # first, because a hole of a terabyte takes hours to hash
+    if (isinstance(size, int) and path.stat().st_size != size) or sha256(path) != recorded:
         raise ValueError(
             f"{path} is not the file that was saved: its SHA-256 differs from the one in {METADATA}. "
             "Copy or download the preset again."
         )
+    return path
