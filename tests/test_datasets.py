@@ -115,6 +115,42 @@ def test_resize_and_crop_as_pillow(height, width):
     assert decode_image(array, 14).shape == (14, 14, 3)
 
 
+@pytest.mark.parametrize("height, width", [(20, 31), (31, 20), (41, 24), (17, 17), (14, 14), (19, 25), (7, 12), (1, 9)])
+@pytest.mark.parametrize("resize", [14, 17, 19])
+def test_resize_before_a_smaller_centre_as_pillow(height, width, resize):
+    image = Image.fromarray(picture(height, width))
+    long = int(resize * max(height, width) / min(height, width))  # torchvision's
+    whole = image.resize((resize, long) if width < height else (long, resize), Image.Resampling.BILINEAR)
+    left, top = round((whole.width - 14) / 2), round((whole.height - 14) / 2)
+    expected = np.asarray(whole.crop((left, top, left + 14, top + 14)))
+    np.testing.assert_array_equal(decode_image(image, 14, resize), expected)
+    if resize == 14:
+        np.testing.assert_array_equal(decode_image(image, 14), expected)
+
+
+@pytest.mark.parametrize("sizes", [(14, 13), (None, 14), (14, 0), (14, 20.0), (0, None), (None, -1)])
+def test_bad_sizes_of_one_image(sizes):
+    with pytest.raises(ValueError, match="`resize` should be|`image_size` should be"):
+        decode_image(picture(), *sizes)
+
+
+def test_resize_follows_exif_orientation():
+    array = picture(30, 44)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    turned = encoded(np.ascontiguousarray(np.rot90(array, -1)), exif=exif)
+    np.testing.assert_array_equal(decode_image(turned, 14, 20), decode_image(array, 14, 20))
+
+
+def test_draft_mode_follows_resize():
+    """A JPEG is shrunk while it is decoded, but to no less than twice what it is resized to."""
+    array = picture(400, 600)
+    stored = encoded(array, "JPEG", quality=95, subsampling=0)
+    whole = decode_image(stored)  # decoded in full
+    np.testing.assert_array_equal(decode_image(stored, 32, 101), decode_image(whole, 32, 101))  # 2 * 101 > 400 / 2
+    assert np.abs(decode_image(stored, 32, 50).astype(int) - decode_image(array, 32, 50)).mean() < 1.5
+
+
 def test_draft_mode_changes_little():
     array = picture(400, 600)
     full = decode_image(array, 32).astype(int)
@@ -366,6 +402,25 @@ def test_nothing_but_broken_images(tmp_path):
             load(tmp_path, on_error="skip", **options)
 
 
+def test_resize_loads_the_same_in_memory_and_on_the_fly(folder):
+    for k, size in enumerate([(20, 31), (25, 17), (14, 14)]):
+        Image.fromarray(picture(*size)).save(folder / "dog" / f"other{k}.png")
+    files = sorted(file for file in folder.rglob("*.*") if file.suffix != ".txt" and file.name[0] != ".")
+    data = load(folder, resize=13, image_size=9)
+    lazy = load(folder, resize=13, image_size=9, memory_limit=0, workers=2)
+    assert data.in_memory and not lazy.in_memory and lazy.image_shape == (9, 9, 3)
+    assert data.fingerprint == lazy.fingerprint != load(folder, image_size=9).fingerprint
+    expected = {decode_image(file, 9, 13).tobytes() for file in files}
+    assert {image.tobytes() for image in data.images} == expected and len(data) == len(files)
+    np.testing.assert_array_equal(lazy.images[[5, 0, 2]], data.images[[5, 0, 2]])
+    np.testing.assert_array_equal(lazy.subset([7, 1]).take(1).images[:], data.images[[7]])
+    np.testing.assert_array_equal(load(folder, resize=9, image_size=9).images, load(folder, image_size=9).images)
+    (folder / "dog" / "broken.png").write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match="Skipped 1"):
+        kept = load(folder, resize=13, image_size=9, on_error="skip")
+    assert kept.fingerprint == data.fingerprint
+
+
 def test_sizes_that_differ(folder):
     Image.fromarray(picture(10, 20)).save(folder / "dog" / "e.png")
     with pytest.raises(ValueError, match=r"`image_size` should be given.*e\.png is 10x20.*Pass e\.g\. image_size=12"):
@@ -397,6 +452,9 @@ def test_places_without_images(tmp_path):
     [
         ({"image_size": 0}, "`image_size` should be a positive integer"),
         ({"image_size": 8.5}, "`image_size` should be a positive integer"),
+        ({"resize": 0, "image_size": 4}, "`resize` should be a positive integer"),
+        ({"resize": 256}, r"`resize` should be at least `image_size`.*given too.*resize=256, image_size=None"),
+        ({"resize": 7, "image_size": 8}, r"`resize` should be at least `image_size`.*resize=7, image_size=8"),
         ({"on_error": "ignore"}, "`on_error` should be"),
         ({"workers": 0}, "`workers`"),
         ({"limit": -1}, "`limit`"),

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from keras_issl.datasets.batches import Batches
-from keras_issl.datasets.images import BrokenImage, EncodedImages, decode_record, decode_records, progress_line
+from keras_issl.datasets.images import (
+    BrokenImage,
+    EncodedImages,
+    check_sizes,
+    decode_record,
+    decode_records,
+    progress_line,
+)
 from keras_issl.datasets.labels import check_labels, stratified
 from keras_issl.datasets.sources import find_records
 
@@ -21,6 +28,7 @@ def load(
     *,
     split=None,
     image_size=None,
+    resize=None,
     labels=True,
     on_error="raise",
     memory_limit=None,
@@ -35,7 +43,8 @@ def load(
     The stored size is final: a random-resized-crop augmentation later crops from the `image_size` square, not from the
     file. Compared with cropping the full-size file (as ImageNet pipelines do), the margins beyond the central square
     are never seen and small crops are enlarged from fewer pixels. Store somewhat larger than the views, e.g.
-    `image_size=256` for 224-pixel views, to come closer.
+    `image_size=256` for 224-pixel views, to come closer. To evaluate as ImageNet encoders usually are, pass
+    `resize=256, image_size=224`.
 
     Args:
         source: one of
@@ -48,8 +57,9 @@ def load(
             - `"hf:NAME"`, a `datasets.Dataset`, or a folder written by its `save_to_disk`.
             - an array (N, H, W[, 1 or 3]) in [0, 255], or a tuple (images, labels).
         split: `"train"`, `"test"`, `"valid"` (also `"validation"`, `"val"`) ..., or None.
-        image_size: S: the shorter side is resized to S (bilinear, antialiased) and the centre S x S kept. None keeps
-            the stored size, which must then be the same for all.
+        image_size: S: the shorter side is resized (bilinear, antialiased) and the centre S x S kept. None keeps the
+            stored size, which must then be the same for all.
+        resize: what the shorter side is resized to, at least S pixels. Default: S.
         labels: False leaves the labels out.
         on_error: `"raise"` reports a broken image; `"skip"` leaves broken ones out and lists them in `.skipped`.
         memory_limit: bytes that decoded images may take; what is larger is decoded when a batch is asked for. Default:
@@ -64,7 +74,8 @@ def load(
         An `ImageDataset`.
 
     Raises:
-        ValueError: no images, broken images, sizes that differ, an unknown split or column.
+        ValueError: no images, broken images, sizes that differ, `resize` below `image_size`, an unknown split or
+            column.
         FileNotFoundError: a path that does not exist.
         ImportError: the source needs an optional package; the message says which.
 
@@ -75,7 +86,8 @@ def load(
     train.images.shape  # (1297, 16, 16, 3)
     ```
     """
-    _check_load_arguments(image_size, on_error, memory_limit, workers, limit)
+    check_sizes(image_size, resize)
+    _check_load_arguments(on_error, memory_limit, workers, limit)
     records = find_records(source, split, image_column, label_column)
     if records.size == 0:
         raise ValueError(f"`source` should hold at least one image. Received: {records.name!r} with no rows.")
@@ -90,15 +102,14 @@ def load(
     broken = {}
     if in_memory or on_error == "skip":  # what is to be skipped must be known before the first batch
         progress = progress_line(len(chosen), f"decoding {records.name}", verbose)
-        broken = decode_records(
-            records, chosen, image_size, shape, workers, out=images, skip=on_error == "skip", progress=progress
-        )
+        how = {"resize": resize, "skip": on_error == "skip", "progress": progress}
+        broken = decode_records(records, chosen, image_size, shape, workers, out=images, **how)
     good = np.setdiff1d(np.arange(len(chosen)), list(broken))
     if len(good) == 0:
         raise broken[min(broken)]
     if not in_memory:
         records.cache(limit_bytes)
-        images = EncodedImages(records, chosen[good], image_size, shape, workers)
+        images = EncodedImages(records, chosen[good], image_size, shape, workers, resize)
     elif broken:
         images = images[good]
     skipped = [(error.where, error.reason) for _, error in sorted(broken.items())]
@@ -118,8 +129,8 @@ def load(
     )
 
 
-def _check_load_arguments(image_size, on_error, memory_limit, workers, limit):
-    for name, value in {"image_size": image_size, "workers": workers, "limit": limit}.items():
+def _check_load_arguments(on_error, memory_limit, workers, limit):
+    for name, value in {"workers": workers, "limit": limit}.items():
         if value is not None and (not isinstance(value, int | np.integer) or value < 1):
             raise ValueError(f"`{name}` should be a positive integer or None. Received: {value!r}.")
     if on_error not in ("raise", "skip"):

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 _CHUNK = 64  # images a task: enough that the pool's own cost vanishes, few enough that progress moves
 
 
-def decode_image(source, image_size=None):
+def decode_image(source, image_size=None, resize=None):
     """One image, whatever it is stored as, as uint8 RGB.
 
     EXIF orientation is applied; transparency is laid over white; grayscale, palette, CMYK and 16-bit images (divided
@@ -19,26 +19,52 @@ def decode_image(source, image_size=None):
 
     Args:
         source: encoded bytes, a path, `{"bytes": ..., "path": ...}`, a Pillow image or a uint8 array (H, W[, 1|3|4]).
-        image_size: None keeps the size. An integer S resizes the shorter side to S (bilinear, antialiased) and crops
-            the centre S x S, with torchvision's rounding. Large JPEGs are first shrunk inside the decoder, to no less
-            than 2 S.
+        image_size: None keeps the size. An integer S resizes the shorter side (bilinear, antialiased) and crops the
+            centre S x S, with torchvision's rounding.
+        resize: what the shorter side is resized to, R pixels, at least S. Default: S, which keeps the whole of it.
+            Large JPEGs are first shrunk inside the decoder, to no less than 2 R.
 
     Returns:
         uint8 array (H, W, 3), or (S, S, 3).
+
+    Raises:
+        ValueError: `resize` without `image_size` or below it, pixels that are floating-point numbers.
+
+    Example:
+
+    ```python
+    image = np.zeros((300, 500, 3), "uint8")
+    keras_issl.datasets.decode_image(image, image_size=224, resize=256).shape  # (224, 224, 3)
+    ```
     """
+    check_sizes(image_size, resize)
+    resize = resize or image_size
     with _open(source) as image:
-        if image_size and image.format == "JPEG":
-            image.draft(None, (2 * image_size, 2 * image_size))
+        if resize and image.format == "JPEG":
+            image.draft(None, (2 * resize, 2 * resize))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         rgb = _to_rgb(image)
-    if image_size and rgb.size != (image_size, image_size):
+    if resize and rgb.size != (resize, resize):
         width, height = rgb.size
         short = min(width, height)
-        rgb = rgb.resize((image_size * width // short, image_size * height // short), Image.Resampling.BILINEAR)
+        rgb = rgb.resize((resize * width // short, resize * height // short), Image.Resampling.BILINEAR)
+    if image_size and rgb.size != (image_size, image_size):
         left, top = round((rgb.width - image_size) / 2), round((rgb.height - image_size) / 2)
         rgb = rgb.crop((left, top, left + image_size, top + image_size))
     return np.asarray(rgb)
+
+
+def check_sizes(image_size, resize):
+    """Raises a `ValueError` unless both are positive integers or None, and `resize` at least a given `image_size`."""
+    for name, value in {"image_size": image_size, "resize": resize}.items():
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+            raise ValueError(f"`{name}` should be a positive integer or None. Received: {value!r}.")
+    if resize is not None and (image_size is None or resize < image_size):
+        raise ValueError(
+            "`resize` should be at least `image_size`, the side of the centre that is kept, which must be given too. "
+            f"Received: resize={resize}, image_size={image_size}. Pass e.g. resize=256, image_size=224."
+        )
 
 
 def _open(source):
@@ -67,10 +93,10 @@ def _to_rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode_record(records, index, image_size, shape):
+def decode_record(records, index, image_size, shape, resize=None):
     """Decodes one record. Errors say where it came from; a second size is an error when sizes are kept."""
     try:
-        image = decode_image(records.read(index), image_size)
+        image = decode_image(records.read(index), image_size, resize)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
@@ -101,9 +127,9 @@ class EncodedImages:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, records, indices, image_size, shape, workers):
+    def __init__(self, records, indices, image_size, shape, workers, resize=None):
         self._records, self._indices = records, np.asarray(indices)
-        self._image_size, self._shape, self._workers = image_size, tuple(shape), workers
+        self._image_size, self._resize, self._shape, self._workers = image_size, resize, tuple(shape), workers
 
     @property
     def shape(self):
@@ -114,23 +140,27 @@ class EncodedImages:
 
     def subset(self, indices):
         """The images at `indices`, still encoded."""
-        return EncodedImages(self._records, self._indices[indices], self._image_size, self._shape, self._workers)
+        chosen = self._indices[indices]
+        return EncodedImages(self._records, chosen, self._image_size, self._shape, self._workers, self._resize)
 
     def __getitem__(self, indices):
         chosen = self._indices[indices]
         images = np.empty((np.size(chosen), *self._shape), np.uint8)
-        decode_records(self._records, np.atleast_1d(chosen), self._image_size, self._shape, self._workers, out=images)
+        what = (self._records, np.atleast_1d(chosen), self._image_size, self._shape, self._workers)
+        decode_records(*what, resize=self._resize, out=images)
         return images if np.ndim(chosen) else images[0]
 
 
-def decode_records(records, indices, image_size, shape, workers, *, out=None, skip=False, progress=lambda done: None):
+def decode_records(
+    records, indices, image_size, shape, workers, *, resize=None, out=None, skip=False, progress=lambda done: None
+):
     """Decodes the records at `indices` into `out` (None: only checks them); returns `{position: BrokenImage}`."""
     broken = {}
 
     def decode(start):
         for position in range(start, min(start + _CHUNK, len(indices))):
             try:
-                image = decode_record(records, indices[position], image_size, shape)
+                image = decode_record(records, indices[position], image_size, shape, resize)
             except BrokenImage as error:
                 if not skip:
                     raise
@@ -151,22 +181,26 @@ def decode_records(records, indices, image_size, shape, workers, *, out=None, sk
     return broken
 
 
-def progress_line(total, label, verbose="auto", *, unit="images", patience=3.0):
+def progress_line(total, label, verbose="auto", *, unit="images", patience=3.0, begun=0):
     """A function of the number done that keeps one line on stderr up to date.
 
-    `verbose="auto"` writes only to a terminal and only after `patience` seconds; True always; False never.
+    `verbose="auto"` writes only to a terminal and only after `patience` seconds; True always; False never. A `total` of
+    None is unknown: `update(done, finished=True)` ends the line. What had been done before, `begun`, is no part of the
+    rate.
     """
     start, last = time.monotonic(), [0.0]
     shown = verbose is True or (verbose == "auto" and sys.stderr.isatty())
 
-    def update(done):
+    def update(done, finished=False):
         now = time.monotonic()
         waited = now - start
-        if not shown or (verbose == "auto" and waited < patience) or (now - last[0] < 0.2 and done < total):
+        finished = finished or (total is not None and done >= total)
+        if not shown or (verbose == "auto" and waited < patience) or (now - last[0] < 0.2 and not finished):
             return
         last[0] = now
-        end = "\n" if done >= total else ""
-        sys.stderr.write(f"\r{label}: {done:,}/{total:,} {unit}, {done / max(waited, 1e-9):,.0f}/s{end}")
+        of = "" if total is None else f"/{total:,}"
+        rate = (done - begun) / max(waited, 1e-9)
+        sys.stderr.write(f"\r{label}: {done:,}{of} {unit}, {rate:,.0f}/s" + ("\n" if finished else ""))
         sys.stderr.flush()
 
     return update
