@@ -9,6 +9,7 @@ from keras_issl import (
     distribution,
     encoders,
     features,
+    finetuning,
     heads,
     losses,
     objectives,
@@ -16,11 +17,13 @@ from keras_issl import (
     recipes,
     report,
     testing,
+    zoo,
 )
 from keras_issl.features import Features, extract_features
 from keras_issl.pretraining import Pretrainer
 from keras_issl.zoo.format import save_preset
-from keras_issl.zoo.loading import from_preset
+from keras_issl.zoo.loading import from_preset, load_objective
+from keras_issl.zoo.registry import list_presets
 
 __version__ = "0.1.0"
 
@@ -34,8 +37,11 @@ __all__ = [
     "encoders",
     "extract_features",
     "features",
+    "finetuning",
     "from_preset",
     "heads",
+    "list_presets",
+    "load_objective",
     "losses",
     "objectives",
     "probes",
@@ -43,4 +49,5 @@ __all__ = [
     "report",
     "save_preset",
     "testing",
+    "zoo",
 ]

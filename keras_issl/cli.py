@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+PRESET = "name of a built-in preset, preset folder or run folder"
+
 
 def say(line=""):
     """Prints a line at once, also into a pipe."""
@@ -43,7 +45,7 @@ def _parser():
     p.set_defaults(run=_pretrain)
 
     p = commands.add_parser("probe", help="fit a linear probe on the features of a preset")
-    p.add_argument("preset", help="preset folder or run folder")
+    p.add_argument("preset", help=PRESET)
     p.add_argument("data", nargs="?", default="digits", help=sources)
     p.add_argument("--split", help="default: train where there is such a split, else all images")
     p.add_argument("--test-split", default="test", help="a fifth of the images is held out where there is none")
@@ -52,43 +54,56 @@ def _parser():
     _encoding_options(p)
     p.set_defaults(run=_probe)
 
-    p = commands.add_parser("features", help="write the features of a dataset")
-    p.add_argument("preset", help="preset folder or run folder")
+    p = commands.add_parser("features", help="write the features of a dataset; the same command goes on after a kill")
+    p.add_argument("preset", help=PRESET)
     p.add_argument("data", help=sources)
-    p.add_argument("out", help="an .npz file to make")
+    p.add_argument("out", help="an .npz or .parquet file to make")
     p.add_argument("--split", help="default: all images")
     _encoding_options(p)
     p.set_defaults(run=_features)
+
+    p = commands.add_parser("presets", help="list the built-in presets")
+    p.add_argument("--fetch", metavar="NAME", help="download and convert one, so that it works offline")
+    p.set_defaults(run=_presets)
+
+    p = commands.add_parser("convert", help="make a preset of a torch checkpoint, or a checkpoint of a preset")
+    p.add_argument("source", help="a torch checkpoint of a ResNet; with --to-torch a preset")
+    p.add_argument("out", help="preset folder to make; with --to-torch a file")
+    p.add_argument("--to-torch", action="store_true", help="write torchvision's state dict of a preset")
+    p.add_argument("--image-size", type=int, help="what the network is meant for, where its first convolution is 3x3")
+    p.set_defaults(run=_convert)
     return parser
 
 
 def _encoding_options(parser):
-    parser.add_argument("--image-size", type=int, help="default: the size the preset was trained at")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--image-size", type=int, help="default: the size the preset is meant for")
+    parser.add_argument("--verify", action="store_true", help="first compute the preset's recorded features again")
+    parser.add_argument("--batch-size", type=int, help="default: 256, or 64 for images of 128 pixels and more")
     parser.add_argument("--limit", type=int, help="use only so many images")
     parser.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
 
 
-def _load(args, split, image_size=None):
+def _load(args, split, size):
+    """The images of a split; `size` holds `image_size` and perhaps `resize`, as `datasets.load` takes them."""
     from keras_issl import datasets
 
     on_error = "skip" if args.skip_broken else "raise"
-    data = datasets.load(args.data, split=split, image_size=image_size, on_error=on_error, limit=args.limit)
+    data = datasets.load(args.data, split=split, on_error=on_error, limit=args.limit, **size)
     shape = "x".join(map(str, data.image_shape))
     say(f"data: {data.name}, {len(data):,} images {shape}" + (f", {len(data.skipped)} skipped" if data.skipped else ""))
     return data
 
 
-def _load_training(args, image_size):
+def _load_training(args, size):
     """The split that was asked for, else train, else everything; and whether it was everything."""
     from keras_issl import datasets
 
     try:
-        return _load(args, args.split or "train", image_size), False
+        return _load(args, args.split or "train", size), False
     except datasets.UnknownSplit:
         if args.split:
             raise
-        return _load(args, None, image_size), True
+        return _load(args, None, size), True
 
 
 def _recipes(args):
@@ -126,7 +141,7 @@ def _pretrain(args):
     from keras_issl import comparison, runs
 
     make_recipe, asked = _recipes(args)
-    size = args.image_size or (None if args.data == "digits" else _default_size(args))
+    size = {"image_size": args.image_size or (None if args.data == "digits" else _default_size(args))}
     kind = "compare" if args.compare else args.objective or "dissl"
     default_out = f"runs/{Path(args.data).name.replace(':', '-')}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(args.out or default_out)
@@ -160,19 +175,34 @@ def _pretrain(args):
 
 
 def _encoder(args):
-    """The preset's encoder, the image size to load, and what its features should say of where they come from."""
+    """The preset's encoder, how to bring images to its size, and what its features should say of their origin."""
     from keras_issl.zoo.format import read_metadata
     from keras_issl.zoo.loading import from_preset, preset_folder
 
-    encoder = from_preset(args.preset)
+    encoder = from_preset(args.preset, verify=args.verify)
     metadata = read_metadata(preset_folder(args.preset))
-    size = args.image_size
-    if size is None and args.data != "digits":
-        size = ((metadata.get("recipe") or {}).get("augmentation_args") or {}).get("size")
     provenance = {"preset": str(args.preset)}
     if metadata.get("probe"):
         provenance["probe"] = metadata["probe"]
-    return encoder, size, provenance
+    if weights := metadata.get("files", {}).get("model.weights.h5"):
+        provenance["weights_sha256"] = weights["sha256"]
+    return encoder, _image_size(args, metadata), provenance
+
+
+def _image_size(args, metadata):
+    """What was asked for, else the preset's evaluation protocol, else the size of its training views."""
+    if args.image_size is not None:
+        return {"image_size": args.image_size}
+    if protocol := metadata.get("preprocessing"):
+        return {"image_size": protocol["crop"], "resize": protocol["resize"]}
+    if args.data == "digits":
+        return {"image_size": None}
+    return {"image_size": ((metadata.get("recipe") or {}).get("augmentation_args") or {}).get("size")}
+
+
+def _batch_size(args, data):
+    """What was asked for, else what a laptop's memory holds: activations grow with the pixels."""
+    return args.batch_size or (256 if max(data.image_shape[:2]) < 128 else 64)
 
 
 def _probe(args):
@@ -195,7 +225,8 @@ def _probe(args):
             "`--test-split` out to hold out a fifth."
         )
     train, test = (
-        extract_features(encoder, data, batch_size=args.batch_size, provenance=provenance) for data in (train, test)
+        extract_features(encoder, data, batch_size=_batch_size(args, data), provenance=provenance)
+        for data in (train, test)
     )
     scores = probes.few_shot(train, test, shots=(*args.shots, None), draws=args.draws)
     rows = [
@@ -207,19 +238,41 @@ def _probe(args):
 
 
 def _features(args):
-    from keras_issl.features import extract_features
+    from keras_issl.features import check_out, extract_features
 
-    out = Path(args.out)
-    if out.suffix != ".npz":
-        raise ValueError(f"`out` should end in .npz. Received: {args.out!r}")
-    if out.exists():
-        raise ValueError(f"`out` should not exist yet. Received: {args.out!r}")
+    check_out(args.out)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     encoder, size, provenance = _encoder(args)
     data = _load(args, args.split, size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    features = extract_features(encoder, data, batch_size=args.batch_size, provenance=provenance)
-    features.save(out)
-    say(f"{len(features):,} x {features.array.shape[1]} features written to {out}")
+    batch_size = _batch_size(args, data)
+    features = extract_features(encoder, data, batch_size=batch_size, provenance=provenance, out=args.out)
+    say(f"{len(features):,} x {features.array.shape[1]} features written to {args.out}")
+
+
+def _presets(args):
+    from keras_issl import report
+    from keras_issl.zoo import loading, registry
+
+    if args.fetch:
+        folder = loading.fetch(args.fetch, verbose=True)
+        say(f"{args.fetch} lies in {folder}")
+        return
+    say(report.table(*registry.table_rows(registry.list_presets())))
+    say(registry.PROTOCOL)
+
+
+def _convert(args):
+    from keras_issl.zoo import conversion
+    from keras_issl.zoo.loading import from_preset
+
+    if args.to_torch:
+        path = conversion.save_checkpoint(from_preset(args.source), args.out)
+        say(f"torchvision's state dict of {args.source} written to {path}")
+        return
+    folder, dropped = conversion.convert(args.source, args.out, image_size=args.image_size)
+    if dropped:
+        say(f"left out: {', '.join(dropped)}")
+    say(f"preset written to {folder}: config.json, model.weights.h5, golden.npz, metadata.json, README.md")
 
 
 def main(argv=None):

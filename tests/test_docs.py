@@ -18,7 +18,8 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(keras_issl.__path__, "keras_issl.")
     if module.name not in ("keras_issl.cli", "keras_issl._backend")
 )
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 class RunsAtAll(doctest.OutputChecker):
@@ -55,7 +56,20 @@ def test_docstring_examples_run(name, known, tmp_path, monkeypatch):
     assert runner.summarize(verbose=False).failed == 0
 
 
-def test_readme_python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with one built-in preset in it, of random weights: what a download would have left there."""
+    monkeypatch.setenv("KERAS_ISSL_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = "dissl_resnet50_d8192_e800_m8"
+    encoder = keras_issl.from_preset(name, load_weights=False)
+    keras_issl.save_preset(encoder, tmp_path / "cache" / "presets" / name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page, cache, tmp_path, monkeypatch):
+    """All of a page's blocks, one after the other, in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    exec(compile("\n".join(blocks), page.name, "exec"), {})
