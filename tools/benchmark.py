@@ -11,6 +11,10 @@ load on the machine hits all alike; a ratio is the median over the rounds of the
   plain PyTorch (eager on a CPU; on a GPU compiled, bfloat16).
 - augmentation: two views an image, all cores, against a Pillow pipeline of the same operations on one core.
 - import: `import keras_issl` after `import keras`.
+- features: ResNet-50 at 224 px in inference, as `extract_features` calls it, against plain PyTorch (eager on a CPU; on
+  a GPU compiled, bfloat16).
+- presets: the conversion of a checkpoint of `dissl_resnet50_d8192_e800_m8`'s shape (synthetic weights), and
+  `from_preset` of it from the cache; each in a new process, after the imports.
 - input: JPEG files to training steps against DataLoader and torchvision; needs a GPU and torchvision.
 """
 
@@ -19,6 +23,7 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,7 +35,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "@@"  # before what a worker says to the parent: libraries print too
-SECTIONS = ("step", "augmentation", "import", "input")
+SECTIONS = ("step", "augmentation", "features", "presets", "import", "input")
 BACKENDS = ("torch", "tensorflow", "jax")
 # name -> depth, image size (and so the stem), images a batch, classes
 STEPS = {
@@ -42,6 +47,9 @@ CPU_STEPS, GPU_STEPS = ("ResNet-18, 32 px",), ("ResNet-18, 64 px", "ResNet-50, 2
 # pixels -> preset, and the goals: the best backend and torch, as multiples of Pillow on one core
 AUGMENTATIONS = {32: ("cifar10", 6.0, 1.2), 64: ("tiny_imagenet", 3.0, 0.7)}
 AUGMENTATION_BATCH = 256  # the small-image recipes'
+FEATURES_CPU_BATCH, FEATURES_GPU_BATCH = 32, 256
+PRESET = "dissl_resnet50_d8192_e800_m8"
+PRESET_GOALS = {"convert": 20.0, "from_preset, from the cache": 3.0}  # seconds, of the fastest backend
 
 
 # ------------------------------------------------------------------------------------ plain PyTorch
@@ -188,6 +196,33 @@ def step_worker(who, case, gpu):
     return lambda: model.train_on_batch(images), {"weights": weights}
 
 
+def features_worker(who, case, gpu):
+    """Returns (features of one batch, facts): who is "plain", "plain channels_last" or a backend."""
+    images = random_images(FEATURES_GPU_BATCH if gpu else FEATURES_CPU_BATCH, 224)
+    if not who.startswith("plain"):
+        import keras_issl
+
+        encoder = keras_issl.encoders.ResNet(50, dtype="mixed_bfloat16" if gpu else "float32")
+        trainable = sum(math.prod(w.shape) for w in encoder.trainable_weights)
+        return lambda: encoder.predict_on_batch(images), {"weights": trainable}
+    import torch
+
+    device = torch.device("cuda" if gpu else "cpu")
+    network = torch_network(50, "imagenet", 8)[0].eval().to(device)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    layout = torch.channels_last if gpu or who == "plain channels_last" else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    network = torch.compile(network) if gpu else network
+
+    def run():
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+            x = torch.as_tensor(images).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+            x = ((x / 255 - mean) / std).contiguous(memory_format=layout)
+            return network(x).float().cpu().numpy()
+
+    return run, {"weights": sum(p.numel() for p in network.parameters())}
+
+
 def pretrainer(spec, gpu, augmentation=None):
     import keras
 
@@ -272,9 +307,8 @@ def worker(section, who, case, gpu):
     def say(value):
         print(TAG + json.dumps(value), flush=True)
 
-    run, facts = {"step": step_worker, "augmentation": augmentation_worker, "input": input_worker}[section](
-        who, case, gpu
-    )
+    make = {"step": step_worker, "augmentation": augmentation_worker, "features": features_worker}
+    run, facts = make.get(section, input_worker)(who, case, gpu)
     for _ in range(2):
         run()
     say(facts)
@@ -374,7 +408,7 @@ def compare(section, case, whos, gpu, rounds, repeats=1, profiled=False):
         for _ in range(rounds):
             for contestant in contestants:
                 # XLA:CPU needs seconds where the others need tenths: one step a turn is enough.
-                slow = section == "step" and contestant.who == "jax" and not gpu
+                slow = section in ("step", "features") and contestant.who == "jax" and not gpu
                 times[contestant.who].append(contestant.ask(1 if slow else repeats))
         profiles = {c.who: c.ask("profile") if profiled else [] for c in contestants}
         return {c.who: (c.facts, times[c.who], profiles[c.who]) for c in contestants}
@@ -417,11 +451,16 @@ def measure_steps(options):
         yield from rows
         if not options.gpu:
             yield with_best(rows, "step", case, 0.9)
-        for who, (_, _, events) in found.items():
-            if events:
-                print(f"\nOne step of {who}, own time of the most expensive operations:")
-                for name, milliseconds, calls in events:
-                    print(f"  {milliseconds:9.1f} ms {calls:6d} x {name[:70]}")
+        report_profiles(found, "One step")
+
+
+def report_profiles(found, what):
+    """Prints what `--profile` recorded of the contestants."""
+    for who, (_, _, events) in found.items():
+        if events:
+            print(f"\n{what} of {who}, own time of the most expensive operations:")
+            for name, milliseconds, calls in events:
+                print(f"  {milliseconds:9.1f} ms {calls:6d} x {name[:70]}")
 
 
 def measure_augmentations(options):
@@ -444,6 +483,76 @@ def measure_augmentations(options):
                 )
             yield from rows
             yield with_best(rows, "augmentation", case, best_goal)
+
+
+def measure_features(options):
+    case, batch = "ResNet-50, 224 px", FEATURES_GPU_BATCH if options.gpu else FEATURES_CPU_BATCH
+    plain = ("plain",) if options.gpu else ("plain", "plain channels_last")  # a GPU's is channels_last anyway
+    found = compare("features", case, (*plain, *options.backends), options.gpu, options.rounds, 2, options.profile)
+    weights = {who: facts["weights"] for who, (facts, _, _) in found.items()}
+    if len(set(weights.values())) != 1:
+        raise RuntimeError(f"The contestants should run the same network. Received weights: {weights}")
+    base, goals = found["plain"][1], {} if options.gpu else {"torch": 0.85}
+    name = "plain PyTorch, compiled" if options.gpu else "plain PyTorch"
+    yield row("features", case, name, batch / statistics.median(base), "images/s", 1.0)
+    rows = [
+        row("features", case, who, batch / statistics.median(times), "images/s", ratio_to(base, times), goals.get(who))
+        for who, (_, times, _) in found.items()
+        if who != "plain"
+    ]
+    yield from rows
+    yield with_best([r for r in rows if r["who"] in options.backends], "features", case, 1.0)
+    report_profiles(found, "One batch")
+
+
+PRESETS_SCRIPT = """
+import sys, time
+import keras_issl
+from keras_issl import encoders
+from keras_issl.zoo import conversion
+conversion.require_torch()
+what, source, target = sys.argv[1:]
+start = time.perf_counter()
+if what == "make":
+    conversion.save_checkpoint(keras_issl.from_preset(source, load_weights=False), target)
+elif what == "convert":
+    conversion.convert(source, target)
+else:
+    keras_issl.from_preset(source)
+print(time.perf_counter() - start)
+"""
+
+
+def measure_presets(options):
+    def seconds(backend, home, *arguments):
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
+        environment["KERAS_ISSL_HOME"] = str(home)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-W", "ignore", "-c", PRESETS_SCRIPT, *map(str, arguments)]
+        return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        checkpoint, cached = folder / f"{PRESET}.torch", folder / "home" / "presets" / PRESET
+        seconds(options.backends[0], folder / "home", "make", PRESET, checkpoint)
+        times = {(case, backend): [] for case in PRESET_GOALS for backend in options.backends}
+        for turn in range(options.rounds):
+            for backend in options.backends:
+                target = cached if not cached.exists() else folder / f"{backend}-{turn}"
+                times["convert", backend].append(seconds(backend, folder / "home", "convert", checkpoint, target))
+                if target != cached:
+                    shutil.rmtree(target)
+            for backend in options.backends:
+                found = seconds(backend, folder / "home", "load", PRESET, "-")
+                times["from_preset, from the cache", backend].append(found)
+        for case, goal in PRESET_GOALS.items():
+            rows = [
+                row("presets", case, backend, statistics.median(times[case, backend]), "s")
+                for backend in options.backends
+            ]
+            yield from rows
+            best = min(rows, key=lambda r: r["rate"])
+            yield row("presets", case, f"best: {best['who']}", best["rate"], "s", goal=goal)
 
 
 def measure_import(options):
@@ -542,6 +651,8 @@ def main():
     sections = {
         "step": measure_steps,
         "augmentation": measure_augmentations,
+        "features": measure_features,
+        "presets": measure_presets,
         "import": measure_import,
         "input": measure_input,
     }
