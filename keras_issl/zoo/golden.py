@@ -6,8 +6,8 @@ from PIL import Image
 from keras_issl import encoders
 from keras_issl.zoo import strict
 
-# The largest difference allowed, in units of the largest feature. Backends and PyTorch differ by less than 1e-6 on a CPU
-# (tools/parity.py), matrix products in TF32 on a GPU by more; a wrong padding or normalisation by more than this.
+# The largest difference allowed, in units of the largest feature. Backends and PyTorch differ by less than 1e-6 on a
+# CPU (tools/parity.py), matrix products in TF32 on a GPU by more; a wrong padding or normalisation by more than this.
 TOLERANCE = 1e-3
 COSINE = 0.999  # for low precision
 SIDE = 512  # pixels, for an encoder that takes any size: the pictures need not be larger
