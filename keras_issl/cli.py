@@ -54,7 +54,7 @@ def _parser():
     _encoding_options(p)
     p.set_defaults(run=_probe)
 
-    p = commands.add_parser("features", help="write the features of a dataset; the same command goes on after a kill")
+    p = commands.add_parser("features", help="write the features of a dataset; the same command resumes")
     p.add_argument("preset", help=PRESET)
     p.add_argument("data", help=sources)
     p.add_argument("out", help="an .npz or .parquet file to make")
@@ -63,13 +63,15 @@ def _parser():
     p.set_defaults(run=_features)
 
     p = commands.add_parser("presets", help="list the built-in presets")
-    p.add_argument("--fetch", metavar="NAME", help="download and convert one, so that it works offline")
+    p.add_argument("name", nargs="?", help="print the card of this one instead")
+    p.add_argument("--fetch", nargs="+", metavar="NAME", help="download and convert these, so that they work offline")
     p.set_defaults(run=_presets)
 
     p = commands.add_parser("convert", help="make a preset of a torch checkpoint, or a checkpoint of a preset")
     p.add_argument("source", help="a torch checkpoint of a ResNet; with --to-torch a preset")
     p.add_argument("out", help="preset folder to make; with --to-torch a file")
     p.add_argument("--to-torch", action="store_true", help="write torchvision's state dict of a preset")
+    p.add_argument("--overwrite", action="store_true", help="replace a preset that is there")
     p.add_argument("--image-size", type=int, help="what the network is meant for, where its first convolution is 3x3")
     p.set_defaults(run=_convert)
     return parser
@@ -176,28 +178,29 @@ def _pretrain(args):
 
 def _encoder(args):
     """The preset's encoder, how to bring images to its size, and what its features should say of their origin."""
-    from keras_issl.zoo.format import read_metadata
-    from keras_issl.zoo.loading import from_preset, preset_folder
+    from keras_issl import zoo
 
-    encoder = from_preset(args.preset, verify=args.verify)
-    metadata = read_metadata(preset_folder(args.preset))
+    encoder = zoo.from_preset(args.preset, verify=args.verify)
+    metadata = zoo.read_metadata(args.preset)
     provenance = {"preset": str(args.preset)}
     if metadata.get("probe"):
         provenance["probe"] = metadata["probe"]
     if weights := metadata.get("files", {}).get("model.weights.h5"):
         provenance["weights_sha256"] = weights["sha256"]
-    return encoder, _image_size(args, metadata), provenance
+    return encoder, _image_size(args, metadata, encoder), provenance
 
 
-def _image_size(args, metadata):
-    """What was asked for, else the preset's evaluation protocol, else the size of its training views."""
+def _image_size(args, metadata, encoder):
+    """What was asked for, else the preset's evaluation protocol, the size of its training views or the encoder's."""
     if args.image_size is not None:
         return {"image_size": args.image_size}
     if protocol := metadata.get("preprocessing"):
         return {"image_size": protocol["crop"], "resize": protocol["resize"]}
     if args.data == "digits":
         return {"image_size": None}
-    return {"image_size": ((metadata.get("recipe") or {}).get("augmentation_args") or {}).get("size")}
+    views = (metadata.get("recipe") or {}).get("augmentation_args")
+    size = views.get("size") if isinstance(views, dict) else None
+    return {"image_size": size if isinstance(size, int) else getattr(encoder, "image_size", None)}
 
 
 def _batch_size(args, data):
@@ -251,25 +254,31 @@ def _features(args):
 
 def _presets(args):
     from keras_issl import report
-    from keras_issl.zoo import loading, registry
+    from keras_issl.zoo import format, loading, registry
 
     if args.fetch:
-        folder = loading.fetch(args.fetch, verbose=True)
-        say(f"{args.fetch} lies in {folder}")
+        for name in args.fetch:
+            folder = loading.fetch(name, verbose=True)
+            format.check_hashes(folder)
+            say(f"{name} is in {folder}")
+        return
+    if args.name:
+        say(registry.shipped_folder(args.name).joinpath("README.md").read_text(encoding="utf-8"))
         return
     say(report.table(*registry.table_rows(registry.list_presets())))
     say(registry.PROTOCOL)
 
 
 def _convert(args):
-    from keras_issl.zoo import conversion
+    from keras_issl.zoo import checkpoints, conversion
     from keras_issl.zoo.loading import from_preset
 
     if args.to_torch:
+        checkpoints.check_path(args.out)
         path = conversion.save_checkpoint(from_preset(args.source), args.out)
         say(f"torchvision's state dict of {args.source} written to {path}")
         return
-    folder, dropped = conversion.convert(args.source, args.out, image_size=args.image_size)
+    folder, dropped = conversion.convert(args.source, args.out, image_size=args.image_size, overwrite=args.overwrite)
     if dropped:
         say(f"left out: {', '.join(dropped)}")
     say(f"preset written to {folder}: config.json, model.weights.h5, golden.npz, metadata.json, README.md")

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_issl import probes, recipes, report, runs
 from keras_issl.features import Features, extract_features
-from keras_issl.zoo.format import write_json
+from keras_issl.zoo.layout import write_json
 
 LABELS = {"simclr": "SimCLR", "cissl": "CISSL", "dissl": "DISSL"}
 

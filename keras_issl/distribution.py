@@ -190,7 +190,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Example:
 
     >>> layer = keras_issl.distribution.BatchNormalization()
-    >>> layer(np.random.rand(8, 4, 4, 3), training=True).shape
+    >>> tuple(layer(np.random.rand(8, 4, 4, 3), training=True).shape)
     (8, 4, 4, 3)
     """
 
@@ -292,7 +292,7 @@ class Conv2D(_SymmetricPadding, keras.layers.Conv2D):
     Example:
 
     >>> layer = keras_issl.distribution.Conv2D(16, 3, strides=2, use_bias=False)
-    >>> layer(np.random.rand(8, 32, 32, 3)).shape
+    >>> tuple(layer(np.random.rand(8, 32, 32, 3)).shape)
     (8, 16, 16, 16)
     """
 
@@ -341,7 +341,7 @@ class MaxPooling2D(_SymmetricPadding, keras.layers.MaxPooling2D):
     Example:
 
     >>> layer = keras_issl.distribution.MaxPooling2D(3, strides=2)
-    >>> layer(np.random.rand(8, 32, 32, 3)).shape
+    >>> tuple(layer(np.random.rand(8, 32, 32, 3)).shape)
     (8, 16, 16, 3)
     """
 

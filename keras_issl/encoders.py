@@ -117,7 +117,7 @@ class ResNet(_Encoder):
     Example:
 
     >>> encoder = keras_issl.encoders.ResNet(blocks=(1, 1, 1, 1), image_size=32, width=16, stem="strided")
-    >>> encoder(np.zeros((2, 32, 32, 3), "uint8")).shape
+    >>> tuple(encoder(np.zeros((2, 32, 32, 3), "uint8")).shape)
     (2, 128)
     """
 
@@ -196,6 +196,11 @@ class ResNet(_Encoder):
             "std": std,
             "dtype": keras.dtype_policies.serialize(policy),
         }
+
+    @property
+    def image_size(self):
+        """The side in pixels of the images it is meant for."""
+        return self._config["image_size"]
 
     def get_config(self):
         """The constructor's arguments."""
@@ -312,7 +317,7 @@ class Adapter(_Encoder):
 
     >>> backbone = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3)])
     >>> encoder = keras_issl.encoders.Adapter(backbone, scale=1 / 255)
-    >>> encoder(np.zeros((2, 32, 32, 3), "uint8")).shape
+    >>> tuple(encoder(np.zeros((2, 32, 32, 3), "uint8")).shape)
     (2, 8)
     """
 

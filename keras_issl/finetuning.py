@@ -17,11 +17,12 @@ HEAD = "classifier_head"  # name of the linear layer: its weights are `classifie
 def classifier(encoder, num_classes, *, freeze=False, dropout=0.0, name=None):
     """A model from images to the logits of classes, to be trained with `compile` and `fit`.
 
-    The encoder is shared, not copied: training the classifier changes it. To keep the original, pass a copy made
-    by `type(encoder).from_config(encoder.get_config())` and `set_weights`. A frozen encoder runs as in `predict`:
-    neither its weights nor the moving statistics of its batch normalisation change. `freeze` sets
-    `encoder.trainable = False`; after `encoder.trainable = True` and another `compile` its weights learn, while
-    its batch normalisation keeps the statistics of pre-training.
+    - The encoder is shared, not copied: training the classifier changes it. To keep the original, pass a copy made by
+      `type(encoder).from_config(encoder.get_config())` and `set_weights`.
+    - A frozen encoder runs as in `predict`: neither its weights nor the moving statistics of its batch normalisation
+      change. `freeze` sets `encoder.trainable = False`.
+    - To thaw it, set `encoder.trainable = True` and compile again: its weights learn, its batch normalisation keeps the
+      statistics of pre-training.
 
     Args:
         encoder: A `keras.Model` from images (B, H, W, C) to features (B, D), such as `keras_issl.from_preset`,
@@ -84,6 +85,16 @@ class Classifier(distribution.Exportable, keras.Model):
         self.num_classes, self.freeze = int(num_classes), bool(freeze)
         if freeze:
             encoder.trainable = False
+
+    def compile(self, *args, jit_compile="auto", **kwargs):
+        """`keras.Model.compile`; `jit_compile="auto"` follows the backend and the device."""
+        jit_compile = distribution.jit_compile_default() if jit_compile == "auto" else jit_compile
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles a model that is loaded from a file, as Keras does, for the device at hand."""
+        self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
+        self.optimizer.build(self.trainable_variables)
 
     def call(self, images, training=None, mask=None):
         """Logits (B, K) of images (B, H, W, C), whose one channel is repeated where the encoder takes RGB."""

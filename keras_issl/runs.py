@@ -24,7 +24,7 @@ from pathlib import Path
 import keras
 
 from keras_issl import _backend, callbacks, recipes, report, zoo
-from keras_issl.zoo.format import write_json
+from keras_issl.zoo.layout import write_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -209,7 +209,7 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         }
-        zoo.check_folder(folder / "preset", overwrite=True)
+        zoo.format.check_folder(folder / "preset", overwrite=True)
         model = recipes.build(recipe, len(data))  # first: a recipe that cannot be built leaves the folder free
         _describe(folder, description, overrides)
         start = 0
@@ -247,6 +247,7 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
         zoo.save_preset(
             model.encoder,
             folder / "preset",
+            name=folder.resolve().name,
             objective=model.objective,
             recipe=description["recipe"],
             provenance={**description["data"], "finished_epochs": finished, "stopped_by": stop.received},

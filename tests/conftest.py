@@ -13,6 +13,14 @@ import pytest
 import keras_issl  # noqa: F401  chooses the backend before any test imports Keras
 
 
+def pytest_collection_modifyitems(items):
+    if keras.config.backend() != "tensorflow":
+        once = pytest.mark.skip(reason="the same on every backend: it runs on TensorFlow")
+        for item in items:
+            if item.get_closest_marker("backend_independent"):
+                item.add_marker(once)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

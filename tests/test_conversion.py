@@ -40,8 +40,8 @@ def cosine(a, b):
 def loaded(path, image_size=None, **kwargs):
     """An encoder with the weights of a file."""
     state, _ = conversion.read_checkpoint(path)
-    encoder = encoders.ResNet(**conversion.config_of(state, image_size=image_size), **kwargs)
-    conversion.load_state(encoder, state)
+    encoder = encoders.ResNet(**conversion.infer_config(state, image_size=image_size), **kwargs)
+    conversion.load_state_dict(encoder, state)
     return encoder
 
 
@@ -100,7 +100,7 @@ def test_other_shapes_equal_torch(variant, dim, kernel, pool, image_size, stem, 
     network = torch_resnet.make(variant, dim, width=8, kernel=kernel, pool=pool)
     path = saved(network, tmp_path / "x.pt")
     state, dropped = conversion.read_checkpoint(path)
-    config = conversion.config_of(state, image_size=image_size)
+    config = conversion.infer_config(state, image_size=image_size)
     sizes = {"image_size": image_size or 224, "width": 8, "feature_dim": dim, "channels": 3}
     assert config == {"variant": variant, "stem": stem, **sizes} and dropped == []
     images = rng.integers(0, 256, (2, 45, 38, 3)).astype("uint8")
@@ -144,7 +144,7 @@ def test_torch_to_preset_to_torch_is_bit_exact(variant, dim, tmp_path):
 
 def test_provenance_names_the_file_and_its_hash(tensors, tmp_path):
     path = saved(tensors, tmp_path / "released.torch")
-    folder, _ = conversion.convert(path, tmp_path / "preset", about={"description": "From elsewhere."})
+    folder, _ = conversion.convert(path, tmp_path / "preset", metadata={"description": "From elsewhere."})
     metadata = keras_issl.zoo.format.read_metadata(folder)
     assert metadata["provenance"] == {"converted_from": "released.torch", "sha256": keras_issl.zoo.format.sha256(path)}
     assert metadata["description"] == "From elsewhere."
@@ -167,10 +167,10 @@ def test_encoder_to_torch_to_encoder_is_bit_exact(arguments, tmp_path):
     assert os.listdir(path.parent) == ["x.pt"]
     state, dropped = conversion.read_checkpoint(path)
     assert dropped == []
-    config = conversion.config_of(state, image_size=arguments.get("image_size"))
+    config = conversion.infer_config(state, image_size=arguments.get("image_size"))
     again = encoders.ResNet(**config)
     assert len(encoder.weights) == len(again.weights) == len(state)
-    conversion.load_state(again, state)
+    conversion.load_state_dict(again, state)
     assert same(conversion.state_dict(again), conversion.state_dict(encoder))
     for a, b in zip(encoder.weights, again.weights, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
@@ -190,8 +190,8 @@ def test_bfloat16_weights_are_exact_in_float32(tmp_path, rng):
 def test_nothing_shares_memory(tensors, tmp_path):
     state, _ = conversion.read_checkpoint(saved(tensors, tmp_path / "x.pt"))
     assert all(a.flags.owndata and a.flags.writeable and a.flags.c_contiguous for a in state.values())
-    encoder = encoders.ResNet(**conversion.config_of(state))
-    conversion.load_state(encoder, state)
+    encoder = encoders.ResNet(**conversion.infer_config(state))
+    conversion.load_state_dict(encoder, state)
     before = conversion.state_dict(encoder)
     for array in [*state.values(), *conversion.state_dict(encoder).values()]:
         array += 1  # as torch does with running statistics
@@ -379,7 +379,7 @@ def change(tensors, **values):
         (lambda t: [1, 2], "no dictionary of tensors, but a list"),
         (lambda t: {}, "no dictionary of tensors"),
         (lambda t: {"state_dict": t, "model": t}, "several dictionaries, 'state_dict', 'model'"),
-        (lambda t: t | {3: torch.zeros(1)}, "keys should be strings: 3"),
+        (lambda t: t | {3: torch.zeros(1)}, "keys should be strings, and some are of the types 'int'"),
         (lambda t: t | {"epoch": 3}, "`epoch` is no tensor but of type int"),
         (lambda t: {"fc.weight": torch.zeros(2)}, "no tensor of an encoder"),
         (lambda t: change(t, conv1__weight=t["conv1.weight"].to_sparse()), "`conv1.weight` .* sparse_coo"),
@@ -462,22 +462,22 @@ def without(state, *parts):
 )
 def test_what_is_no_resnet_is_named(edit, image_size, words, state):
     with pytest.raises(ValueError, match=words):
-        conversion.config_of(edit(state), image_size=image_size)
+        conversion.infer_config(edit(state), image_size=image_size)
 
 
 def test_blocks_are_counted(state):
-    config = conversion.config_of(without(state, "layer2.1", "layer4", "resizer"))
+    config = conversion.infer_config(without(state, "layer2.1", "layer4", "resizer"))
     assert (config["blocks"], config["bottleneck"], config["feature_dim"]) == ((2, 1, 2), False, None)
     assert "variant" not in config
 
 
-def test_load_state_names_everything_at_once_and_touches_nothing(state):
-    encoder = encoders.ResNet(**conversion.config_of(state))
+def test_load_state_dict_names_everything_at_once_and_touches_nothing(state):
+    encoder = encoders.ResNet(**conversion.infer_config(state))
     before = conversion.state_dict(encoder)
     wrong = without(state, "layer1.0.bn1", "layer2.0.downsample") | {"head.weight": np.zeros(3, "f")}
     wrong["conv1.weight"] = wrong["conv1.weight"].transpose(2, 3, 1, 0)  # Keras's own layout
     with pytest.raises(ValueError) as caught:
-        conversion.load_state(encoder, wrong)
+        conversion.load_state_dict(encoder, wrong)
     for words in (
         "9 missing ('layer1.0.bn1.weight', ",
         ", ...); 1 extra ('head.weight'); 1 misshapen ('conv1.weight')",
@@ -489,7 +489,7 @@ def test_load_state_names_everything_at_once_and_touches_nothing(state):
 
 def test_other_models_are_refused(tmp_path):
     model = encoders.Adapter(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]))
-    for function in (conversion.state_dict, lambda m: conversion.load_state(m, {})):
+    for function in (conversion.state_dict, lambda m: conversion.load_state_dict(m, {})):
         with pytest.raises(ValueError, match="`encoder` should be a `keras_issl.encoders.ResNet`. Received: Adapter"):
             function(model)
     with pytest.raises(ValueError, match="Adapter"):
@@ -522,7 +522,7 @@ def test_a_full_disk_leaves_no_file(tmp_path):
 
 def test_a_failed_conversion_writes_nothing(tensors, tmp_path):
     path = saved(without(tensors, "layer3.0.bn1"), tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="4 missing"):
+    with pytest.raises(ValueError, match=r"x\.pt' was not converted: .*4 missing"):
         conversion.convert(path, tmp_path / "new" / "preset")
     with pytest.raises(ValueError, match="no such file"):
         conversion.convert(tmp_path / "missing.pt", tmp_path / "preset")
@@ -543,7 +543,7 @@ def test_the_folder_is_checked_before_anything_is_read(tensors, tmp_path):
 
 
 def test_without_torch_the_way_out_is_said(state, tmp_path, monkeypatch):
-    encoder = encoders.ResNet(**conversion.config_of(state))
+    encoder = encoders.ResNet(**conversion.infer_config(state))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)  # as Python has it where an import is blocked
         for use in (
@@ -555,6 +555,6 @@ def test_without_torch_the_way_out_is_said(state, tmp_path, monkeypatch):
             with pytest.raises(ImportError, match="needed only to read or write torch checkpoints.*pip install torch"):
                 use()
         if keras.config.backend() != "torch":  # names, shapes and weights need none
-            conversion.load_state(encoder, state)
+            conversion.load_state_dict(encoder, state)
             assert np.array_equal(conversion.state_dict(encoder)["conv1.weight"], state["conv1.weight"])
     assert os.listdir(tmp_path) == []

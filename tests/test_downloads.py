@@ -16,6 +16,7 @@ from file_server import Fault, FileServer
 
 from keras_issl.zoo.downloads import DownloadError, download
 
+pytestmark = pytest.mark.backend_independent
 DATA = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()

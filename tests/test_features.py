@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_issl
 from keras_issl import datasets, probes
 from keras_issl.features import Features, extract_features
 
@@ -483,7 +484,7 @@ def test_rows_of_another_run_are_refused(tmp_path, data):
     half = counting(name="other")
     half.set_weights(huge.get_weights())
     for change, message in [
-        ({"encoder": counting()}, "weights: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now"),
+        ({"encoder": counting()}, "encoder's digest: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now"),
         ({"encoder": half}, "encoder: 'pixels' there, 'other' now"),
         ({"data": other}, "fingerprint: "),
         ({"data": bad[:, :7]}, r"image_shape: \[8, 8, 3\] there, \[7, 8, 3\] now"),
@@ -495,6 +496,23 @@ def test_rows_of_another_run_are_refused(tmp_path, data):
             extract_features(out=path, **(same | change))
     with pytest.raises(ValueError, match="first in row 40"):  # the same run is let in
         extract_features(out=path, **same)
+
+
+@pytest.mark.parametrize("other", [{"dtype": "mixed_bfloat16"}, {"mean": (0.1, 0.2, 0.3)}])
+def test_rows_of_an_encoder_that_computes_otherwise_are_refused(tmp_path, data, other):
+    """The same weights do not make the same encoder."""
+    arguments = {"blocks": (1,), "width": 8, "image_size": 8, "stem": "cifar", "name": "same"}
+    first, second = (keras_issl.encoders.ResNet(**arguments, **more) for more in ({}, other))
+    second.set_weights(first.get_weights())
+    images = data.images.astype("float32")
+    images[40:] = np.nan
+    path = tmp_path / "features.npz"
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        extract_features(first, [images[:16], images[16:32], images[32:48]], out=path)
+    with pytest.raises(ValueError, match="are of another run"):
+        extract_features(second, [images[:16], images[16:32], images[32:48]], out=path)
+    if "dtype" in other:
+        assert extract_features(second, data).provenance["dtype_policy"] == "mixed_bfloat16"
 
 
 def test_damaged_rows_are_refused(tmp_path, data):
@@ -577,6 +595,7 @@ def script(code, folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL and fork are POSIX")
+@pytest.mark.backend_independent
 def test_killed_runs_go_on(tmp_path):
     """A process is killed again and again while it encodes and writes, and the file is the same to the byte."""
     code = """
@@ -616,6 +635,7 @@ print(counts)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from Linux's /proc")
+@pytest.mark.backend_independent
 def test_memory_is_bounded(tmp_path):
     """192 MiB of features never take half of that, in either format; kept in memory they take all of it and more."""
     code = """

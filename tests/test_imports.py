@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import keras_issl
 
+pytestmark = pytest.mark.backend_independent
 ROOT = Path(keras_issl.__file__).parent
 BACKENDS = {"tensorflow", "torch", "jax"}
-MAY_IMPORT_A_BACKEND = {"distribution", "zoo/conversion"}
+MAY_IMPORT_A_BACKEND = {"distribution", "zoo/checkpoints"}
 
 BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optimizers", "datasets"}
 EVALUATION = {"features", "probes", "diagnostics", "report"}

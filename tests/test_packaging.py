@@ -7,11 +7,9 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import keras
 import pytest
 
-if keras.config.backend() != "tensorflow":
-    pytest.skip("installing does not depend on the backend: once, on TensorFlow", allow_module_level=True)
+pytestmark = pytest.mark.backend_independent
 pytest.importorskip("setuptools", "77", reason='building needs pip install "setuptools>=77"')
 REPOSITORY = Path(__file__).parent.parent
 PARTS = ("keras_issl", "presets", "pyproject.toml", "README.md", "LICENSE")

@@ -14,7 +14,7 @@ from keras import ops
 import keras_issl
 from keras_issl import encoders, objectives, zoo
 from keras_issl.zoo import format as preset_format
-from keras_issl.zoo import strict
+from keras_issl.zoo import layout, strict
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3)).astype("uint8")
 
@@ -54,6 +54,7 @@ def test_metadata_says_what_it_is(preset):
         "objective.json",
         "objective.weights.h5",
         "golden.npz",
+        "README.md",
     }
     assert metadata["parameters"] == sum(np.prod(w.shape) for w in preset[1].weights)
     assert "from_preset" in (preset[0] / "README.md").read_text()
@@ -178,6 +179,7 @@ def link_out(path):
         (lambda f: (f / "metadata.json").write_text("[]"), "metadata.json is not a JSON object. Received: list"),
         (lambda f: (f / "metadata.json").write_text('{"a": 1, "a": 2}'), "are not all different"),
         (lambda f: (f / "metadata.json").write_text('{"a": NaN}'), "NaN is no JSON number"),
+        (lambda f: (f / "metadata.json").write_text('{"a": 1e999}'), "1e999 is no finite number"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").write_text(" " * (17 << 20)), "at most 16,777,216 bytes"),
         (lambda f: edit(f, "metadata.json", lambda m: m.update(surprise=1)), "unknown .'surprise'."),
@@ -207,7 +209,7 @@ def test_preset_without_objective_says_so(tmp_path):
 def test_hash_is_sha256(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
-    assert preset_format.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert layout.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 # ---------------------------------------------------------------------- a preset that vouches for itself
@@ -217,7 +219,7 @@ def sign(folder):
     def record(metadata):
         for name in metadata["files"]:
             file = folder / name
-            metadata["files"][name] = {"sha256": preset_format.sha256(file), "bytes": file.stat().st_size}
+            metadata["files"][name] = {"sha256": layout.sha256(file), "bytes": file.stat().st_size}
 
     edit(folder, "metadata.json", record)
 
@@ -292,7 +294,7 @@ CODE = {"module": "os", "class_name": "system", "config": {"command": "touch hac
         (change_weights(declared), "not plainly in the file"),
         (change_weights(packed), "not plainly in the file"),
         (change_weights(strings), "not numbers"),
-        (change_weights(cycle), "stands in it twice"),
+        (change_weights(cycle), "occurs twice"),
         (change_weights(lambda f, n: f.create_dataset("more", data=np.zeros(3, "float32"))), "Received: [0-9,]+"),
         (change_weights(lambda f, n: f.move(n, "layers/other/0")), "holds other weights than the model"),
         (lambda f: (f / "model.weights.h5").write_bytes(b"not HDF5"), "is not a sound file of weights"),
@@ -399,15 +401,15 @@ def test_an_archive_that_declares_more_than_it_holds(tmp_path):
 
 
 # ---------------------------------------------------------------------- what a preset says of itself
-def test_about_is_kept_and_checked(tmp_path):
-    about = {"license": {"id": "mit", "evidence": "the owner's word"}, "preprocessing": {"resize": 16, "crop": 12}}
-    folder = keras_issl.save_preset(small_encoder(), tmp_path / "told", about={**about, "probe": "mlp"})
-    metadata = preset_format.read_metadata(folder)
-    assert metadata["license"] == about["license"] and metadata["preprocessing"] == about["preprocessing"]
-    assert metadata["probe"] == "mlp" and "mit" in (folder / "README.md").read_text()
+def test_more_metadata_is_kept_and_checked(tmp_path):
+    metadata = {"license": {"id": "mit", "evidence": "the owner's word"}, "preprocessing": {"resize": 16, "crop": 12}}
+    folder = keras_issl.save_preset(small_encoder(), tmp_path / "told", metadata={**metadata, "probe": "mlp"})
+    found = preset_format.read_metadata(folder)
+    assert found["license"] == metadata["license"] and found["preprocessing"] == metadata["preprocessing"]
+    assert found["probe"] == "mlp" and "mit" in (folder / "README.md").read_text()
     for wrong in ({"licence": {}}, {"note": 3}, {"parameters": 3}):
-        with pytest.raises(ValueError, match="`about` should hold entries"):
-            keras_issl.save_preset(small_encoder(), tmp_path / "wrong", about=wrong)
+        with pytest.raises(ValueError, match="`metadata` may hold the entries"):
+            keras_issl.save_preset(small_encoder(), tmp_path / "wrong", metadata=wrong)
     with pytest.raises(ValueError, match="without NaN or infinity"):
         keras_issl.save_preset(small_encoder(), tmp_path / "wrong", results=[{"top-1": float("nan")}])
     assert not (tmp_path / "wrong").exists()
@@ -431,3 +433,83 @@ def test_presets_of_earlier_versions_load(preset):
 def test_unknown_dtypes_are_refused(preset, value):
     with pytest.raises(ValueError, match="`dtype` should be a dtype policy"):
         keras_issl.from_preset(preset[0], dtype=value)
+
+
+# ---------------------------------------------------------------------- what must not get lost or mixed up
+def test_a_card_that_its_owner_wrote_survives_overwriting(preset):
+    folder, encoder, _ = preset
+    keras_issl.save_preset(encoder, folder, overwrite=True, results=[{"metric": "top-1", "value": 1.5}])
+    assert "1.5" in (folder / "README.md").read_text()  # nobody had touched the card
+    (folder / "README.md").write_text("My own words")
+    for _ in range(2):
+        keras_issl.save_preset(encoder, folder, overwrite=True)
+        assert (folder / "README.md").read_text() == "My own words"
+    keras_issl.save_preset(encoder, folder, overwrite=True, card="New words")
+    assert (folder / "README.md").read_text() == "New words"
+
+
+def test_a_repository_around_a_preset_is_left_alone(preset):
+    folder, encoder, _ = preset
+    (folder / ".git").mkdir()
+    with pytest.raises(ValueError, match="holds more than a preset.*.git"):
+        keras_issl.save_preset(encoder, folder, overwrite=True)
+    assert (folder / ".git").is_dir()
+
+
+def test_a_linked_folder_stays_a_link(preset, tmp_path):
+    folder, encoder, _ = preset
+    (tmp_path / "link").symlink_to(folder)
+    keras_issl.save_preset(encoder, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and keras_issl.from_preset(folder).output_shape == (None, 8)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"results": {"top-1": 1}}, "for `results` a value of type list"),
+        ({"recipe": "mine"}, "for `recipe` a value"),
+        ({"provenance": [1]}, "for `provenance` a value of type dict"),
+        ({"recipe": {"loss": print}}, "should hold what JSON can"),
+        ({"metadata": {"preprocessing": {"resize": 256}}}, "two sizes in pixels"),
+        ({"metadata": {"preprocessing": {"resize": 224, "crop": 256}}}, "two sizes in pixels"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, entries, words):
+    with pytest.raises(ValueError, match=words):
+        keras_issl.save_preset(small_encoder(), tmp_path / "wrong", **entries)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_arrays_and_paths_are_kept_as_what_they_hold(tmp_path):
+    provenance = {"mean": np.array([1.5, 2.0]), "count": np.int64(3), "data": tmp_path}
+    folder = keras_issl.save_preset(small_encoder(), tmp_path / "kept", provenance=provenance)
+    assert preset_format.read_metadata(folder)["provenance"] == {"mean": [1.5, 2.0], "count": 3, "data": str(tmp_path)}
+
+
+def test_a_users_class_of_the_same_name_is_refused(tmp_path):
+    class ResNet(encoders.ResNet):
+        pass
+
+    with pytest.raises(ValueError, match="`encoder` should not be of a class of your own named like"):
+        keras_issl.save_preset(ResNet(blocks=(1,), width=8, image_size=12), tmp_path / "same")
+
+
+def test_adapted_low_precision_models_verify_and_keep_their_policy(tmp_path):
+    inner = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Conv2D(8, 3, dtype="mixed_bfloat16")])
+    folder = keras_issl.save_preset(encoders.Adapter(inner, scale=1 / 255), tmp_path / "adapted")
+    assert 'custom_objects={"Adapter": Adapter}' in (folder / "README.md").read_text()
+    known = {"Adapter": encoders.Adapter}
+    keras_issl.from_preset(folder, verify=True, custom_objects=known)
+    with pytest.raises(ValueError, match="`dtype` should be left out for a preset of the class Adapter"):
+        keras_issl.from_preset(folder, dtype="float32", custom_objects=known)
+
+
+def test_a_policy_object_is_as_good_as_its_name(preset):
+    encoder = keras_issl.from_preset(preset[0], dtype=keras.dtype_policies.get("mixed_bfloat16"))
+    assert encoder.get_layer("conv1").compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("preset", [None, 3, ""])
+def test_what_is_no_name_and_no_path(preset):
+    with pytest.raises(ValueError, match="`preset` should be a built-in name or the path of a folder"):
+        keras_issl.from_preset(preset)

@@ -3,7 +3,7 @@
     python tools/fuzz.py --cases 5000 --seed 0 --out report.md
     python tools/fuzz.py --case 123 --seed 0 --keep broken        # one case again, its folder kept
 
-Exit status 1 if any broke a rule of `tests/fuzzing.py`; each is named with the command that runs it again.
+Exit status 1 if any broke a rule of `tests/fuzzing`; each is named with the command that runs it again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ RESULTS = ("refused, stale", "refused, signed", "read, stale", "read, signed")
 
 def result(outcome):
     """Column of the report. A checkpoint has no hash beside it: stale is one whose checksums were left alone."""
-    return f"{outcome.result}, {'stale' if outcome.mode == 'stale' else 'signed'}"
+    return f"{outcome.result}, {outcome.mode}"
 
 
 def rows(outcomes):

@@ -111,8 +111,9 @@ def adjust_brightness(images, factor):
         float32 `(B, H, W, C)`, clipped to [0, 255].
 
     Example:
-    >>> adjust_brightness(np.full((2, 4, 4, 3), 100.0), [0.5, 3.0])[:, 0, 0, 0]
-    [50., 255.]
+    >>> brighter = adjust_brightness(np.full((2, 4, 4, 3), 100.0), [0.5, 3.0])
+    >>> keras.ops.convert_to_numpy(brighter[:, 0, 0, 0]).tolist()
+    [50.0, 255.0]
     """
     images = ops.cast(_images(images), "float32")
     return ops.clip(images * _per_image(factor, 1, 1, 1), 0.0, 255.0)
@@ -214,7 +215,7 @@ def crop_and_resize(images, top, left, height, width, size, flip=None, interpola
         float32 `(B, h, w, C)`, clipped to [0, 255].
 
     Example:
-    >>> crop_and_resize(images[:2], top=[0, 2], left=[3, 0], height=[9, 8], width=[5, 8], size=32).shape
+    >>> tuple(crop_and_resize(images[:2], top=[0, 2], left=[3, 0], height=[9, 8], width=[5, 8], size=32).shape)
     (2, 32, 32, 3)
     """
     _check_interpolation(interpolation)

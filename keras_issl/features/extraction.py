@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 
 import keras
 import numpy as np
@@ -73,14 +74,14 @@ def extract_features(encoder, data, *, batch_size=256, labels=None, provenance=N
         "image_shape": None if images is None else list(images.shape[1:]),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
-        "dtype_policy": getattr(encoder, "dtype_policy", keras.config.dtype_policy()).name,
+        "dtype_policy": _dtype_policy(encoder),
     }
     if out is None:
         context = contextlib.nullcontext(_InMemory())
     else:
         run = {
             **origin,
-            "weights": _weights_digest(encoder),
+            "encoder's digest": _digest(encoder),
             "batch_size": None if images is None else int(batch_size),
             "labels": "those of `data`" if labels is None else "given",
             "provenance": provenance or {},
@@ -118,7 +119,7 @@ def extract_features(encoder, data, *, batch_size=256, labels=None, provenance=N
 
 
 class _InMemory:
-    """`PartialFeatures` that nothing survives of."""
+    """The interface of `PartialFeatures`, in memory."""
 
     rows, dim, mark = 0, None, None
 
@@ -206,14 +207,38 @@ def _chained(digest, images, labels):
     return digest.digest()
 
 
-def _weights_digest(encoder):
-    """SHA-256 over the shapes, types and values of all weights, as a hexadecimal string."""
+def _layers(layer):
+    """A model's layers, those within its layers too."""
+    for inner in getattr(layer, "layers", ()):
+        yield from (inner, *_layers(inner))
+
+
+def _dtype_policy(encoder):
+    """Names of the policies of the layers that have weights: a model's own says nothing of its layers."""
+    found = {layer.dtype_policy.name for layer in _layers(encoder) if layer.weights and not hasattr(layer, "layers")}
+    return ", ".join(sorted(found)) or getattr(encoder, "dtype_policy", keras.config.dtype_policy()).name
+
+
+_NAMES = {"name", "inbound_nodes", "input_layers", "output_layers"}
+
+
+def _nameless(config):
+    """A configuration without names: Keras numbers those of layers anew for each model of a process."""
+    if isinstance(config, dict):
+        return {key: _nameless(value) for key, value in config.items() if key not in _NAMES}
+    return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def _digest(encoder):
+    """SHA-256 over the configuration and over the shapes, types and values of all weights, in hexadecimal digits."""
     if not getattr(encoder, "built", False):
         raise ValueError(
             f"`encoder` should have weights that stay the same. Received: {encoder.name!r}, which is not built yet, so "
-            "that each run would draw others. Call it once on a batch of images, and load its weights."
+            "each run would start from others. Call it once on a batch of images, and load its weights."
         )
     digest = hashlib.sha256()
+    with contextlib.suppress(NotImplementedError):  # a model of somebody's own need not have one
+        digest.update(json.dumps(_nameless(encoder.get_config()), sort_keys=True, default=str).encode())
     for weight in encoder.weights:
         value = keras.ops.convert_to_numpy(weight)
         digest.update(f"{value.shape} {value.dtype}".encode())

@@ -32,7 +32,7 @@ def blocks(array):
 
 
 def _map_under(array):
-    """The map that an array lies in if it is read-only, so that dropping pages loses nothing; or None."""
+    """The read-only memory map under an array, whose pages can be dropped without a loss; or None."""
     read_only = False
     while isinstance(array, np.ndarray):
         read_only = read_only or getattr(array, "mode", None) == "r"

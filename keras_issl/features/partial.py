@@ -64,7 +64,7 @@ class PartialFeatures:
     Attributes:
         rows: how many rows are there.
         dim: D, or None as long as there are none.
-        mark: what `append` was told of the data up to there.
+        mark: digest of the data read up to there, as `append` was told it.
     """
 
     SECONDS = 2.0  # between two records of what is there: what a kill can cost

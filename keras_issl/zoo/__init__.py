@@ -1,19 +1,21 @@
 """Presets: folders that hold an encoder, what it was trained for, and where its numbers come from."""
 
 from keras_issl.zoo import cards, conversion, format, loading, preprocessing, registry
-from keras_issl.zoo.format import check_folder, load_preset, read_metadata, save_preset
-from keras_issl.zoo.loading import load_objective
+from keras_issl.zoo.format import save_preset
+from keras_issl.zoo.loading import fetch, from_preset, load_objective, read_metadata
 from keras_issl.zoo.preprocessing import ResizeCenterCrop, load_images
+from keras_issl.zoo.registry import list_presets
 
 __all__ = [
     "ResizeCenterCrop",
     "cards",
-    "check_folder",
     "conversion",
+    "fetch",
     "format",
+    "from_preset",
+    "list_presets",
     "load_images",
     "load_objective",
-    "load_preset",
     "loading",
     "preprocessing",
     "read_metadata",

@@ -17,7 +17,7 @@ def cache_folder():
     """
     if home := os.environ.get("KERAS_ISSL_HOME"):
         return Path(home).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keras_issl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "keras_issl"
 
 
 def cached_preset(name):
@@ -37,6 +37,12 @@ def locked(name):
     The system releases it when the process ends, however it ends.
     """
     folder = cache_folder() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"The cache {cache_folder()} cannot be written ({error.strerror}). Set KERAS_ISSL_HOME to another folder",
+        ) from error
     with FileLock(folder / f"{name}.lock"):
         yield

@@ -8,16 +8,19 @@ import json
 import re
 from pathlib import PurePosixPath
 
+from keras_issl.zoo.layout import WEIGHTS
+
 HUB_DATASETS = {"ImageNet-1k": "imagenet-1k"}  # a recipe's dataset -> its name on the Hub
 FIRST = ("objective", "objective_args", "dataset", "dataset_fraction", "epochs", "views", "encoder", "heads")
-WEIGHTS = "model.weights.h5"
+RELEASES = "https://github.com/YannDubs/"  # where the authors' files are
 
 
-def card(metadata):
+def card(metadata, custom_class=None):
     """The model card of a preset.
 
     Args:
         metadata: A dict, the content of a preset's `metadata.json`.
+        custom_class: Name of the encoder's class if it is not the library's, so that it has to be named to load it.
 
     Returns:
         Markdown text with YAML front matter.
@@ -34,7 +37,7 @@ def card(metadata):
         f"# {_text(metadata['name'])}",
         _paragraph(metadata.get("description")) or f"An encoder with {width} features, saved by keras_issl.",
         _facts(metadata),
-        _usage(metadata),
+        _usage(metadata, custom_class),
         _section("How it was trained", *training),
         _section("Results", _results(metadata.get("results") or [])),
         _section("Use and limits", _limits(metadata)),
@@ -90,17 +93,21 @@ def _facts(metadata):
     return "\n".join(lines)
 
 
-def _usage(metadata):
-    name, width = str(metadata["name"]), metadata["feature_dim"]
-    preset = name if _is_released(metadata) else f"path/to/{name}"
+def _usage(metadata, custom_class=None):
+    name, width, released = str(metadata["name"]), metadata["feature_dim"], _is_released(metadata)
+    arguments = _quoted(name if released else f"path/to/{name}")
+    if custom_class is not None:
+        arguments += f", custom_objects={{{_quoted(custom_class)}: {_plain(custom_class)}}}"
+    shape = "(N, H, W, 3)" if released else "(N, H, W, C)"
     code = [
         "import keras_issl",
         "",
-        f"encoder = keras_issl.from_preset({_quoted(preset)})",
-        f"features = encoder.predict(images)  # (N, H, W, 3) -> (N, {_plain(width)})",
+        f"encoder = keras_issl.from_preset({arguments})",
+        f"features = encoder.predict(images)  # {shape} -> (N, {_plain(width)})",
     ]
-    after = "`images` is a NumPy array, RGB in 0…255, uint8 or float: the encoder normalises it itself."
-    if _is_released(metadata) and WEIGHTS not in metadata.get("files", {}):
+    pixels = "RGB in 0…255" if released else "in 0…255"
+    after = f"`images` is a NumPy array, {pixels}, uint8 or float: the encoder normalises it itself."
+    if released and WEIGHTS not in metadata.get("files", {}):
         after += (
             " The first call fetches the authors' file, converts it once and keeps it; later calls need no network."
         )
@@ -156,13 +163,10 @@ def _status(metadata):
         )
     weights = "We have not downloaded and checked the authors' weights: "
     if WEIGHTS in metadata.get("files", {}):
-        weights += "those here were converted on the machine of whoever loaded them."
+        weights += "hashes and golden features are of the conversion on the machine of whoever loaded them."
     else:
-        weights += "this is the architecture and what is on record of it."
-    return (
-        f"**Not verified.** {weights} The hash of the authors' file and golden features are filled in by the "
-        "publishing tool. The figures above are the cited sources', not ours."
-    )
+        weights += "this is the architecture and what is on record of it, without hash and golden features."
+    return f"**Not verified.** {weights} The figures above are the cited sources', not ours."
 
 
 def _licence(metadata):
@@ -178,8 +182,8 @@ def _licence(metadata):
 
 def _is_released(metadata):
     """Whether it is one of the released checkpoints: those load by name, from a file of that name."""
-    url = (metadata.get("source") or {}).get("url")
-    return bool(url) and PurePosixPath(str(url)).stem == metadata["name"]
+    url = str((metadata.get("source") or {}).get("url"))
+    return url.startswith(RELEASES) and PurePosixPath(url).stem == metadata["name"]
 
 
 # ---------------------------------------------------------------------- Markdown

@@ -1,16 +1,9 @@
 """PyTorch checkpoints to and from `encoders.ResNet`: the same tensors, under torchvision's names.
 
-The only room beside `distribution.py` that imports a backend, and only to open or write a torch file: names,
-shapes and values are NumPy's business. A checkpoint is data, never code: nothing a file asks for is run.
+Names, shapes and values are NumPy's and Keras's business here; `checkpoints.py` opens and writes the files.
 """
 
-import io
 import itertools
-import os
-import pickletools
-import re
-import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,233 +11,10 @@ from keras import ops
 
 from keras_issl import distribution, encoders
 from keras_issl.zoo import format as preset_format
+from keras_issl.zoo import layout
+from keras_issl.zoo.checkpoints import COUNTER, RESIZER, listed, read_checkpoint, require_torch, write_checkpoint
 
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the tensors
-PREFIXES = ("module.", "backbone.", "encoder.")  # names of what the encoder was a part of
-CLASSIFIER = "fc."
-COUNTER = ".num_batches_tracked"  # how often torch updated the statistics; nothing depends on it
-RESIZER, UNRELEASED_RESIZER = "resizer.", "avgpool.0."  # the wider block: as released, and in the authors' network
 NORMALIZATION = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes: of torch.save, before 1.6
-# All that a file of tensors and settings asks for. torch's own list also has constructors that fill any amount of
-# memory from a few bytes (bytearray, torch.FloatTensor, chains of codecs); it still applies after this one.
-PLAIN = re.compile(
-    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.set|torch\.nn\.parameter\.Parameter"
-    r"|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.storage\.UntypedStorage"
-    r"|torch\.(Size|device|\w+Storage|bool|(b?float|u?int|complex|quint|qint|per_)\w+)"
-)
-
-
-def require_torch():
-    """PyTorch, imported when a checkpoint is at hand and no sooner.
-
-    Returns:
-        The module `torch`.
-
-    Raises:
-        ImportError: PyTorch is not installed; the message says what else one can do.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "PyTorch is needed only to read or write torch checkpoints, and it is not installed here. Install it with "
-            "`pip install torch` (its CPU build will do), or convert the checkpoint once on another machine with "
-            "`keras-issl convert CHECKPOINT FOLDER` and load the preset folder here with `keras_issl.from_preset`."
-        ) from error
-    return torch
-
-
-# ---------------------------------------------------------------------- reading
-def read_checkpoint(path):
-    """Reads the tensors of a ResNet from a PyTorch file, under torchvision's names.
-
-    A dictionary under `"state_dict"` or `"model"` is unwrapped, the prefixes `module.`, `backbone.` and `encoder.`
-    go if every name has them (beside the classifier `fc`), and `avgpool.0.`, where the authors' network keeps the
-    wider representation, becomes `resizer.`, as in the released files. No more memory is taken than the file is
-    large: it is mapped, and tensors that declare more are refused. Checksums are checked, except in files from
-    before PyTorch 1.6, which have none.
-
-    Args:
-        path: Path of a file that `torch.save` wrote.
-
-    Returns:
-        A pair. A dict from names to float32 NumPy arrays of their own memory, in the file's order: kernels
-        (out, in, h, w), the rest (channels,). And a list of strings, what was left out and why; the counters
-        `*.num_batches_tracked` go without a word.
-
-    Raises:
-        ImportError: PyTorch is not installed.
-        ValueError: It is no such file, damaged, asks for anything but tensors, or a tensor is not dense, floating
-            point and finite.
-
-    Example:
-
-    >>> encoder = keras_issl.encoders.ResNet(18, width=8)
-    >>> path = keras_issl.zoo.conversion.save_checkpoint(encoder, "resnet18.pt")
-    >>> state, dropped = keras_issl.zoo.conversion.read_checkpoint(path)
-    >>> state["conv1.weight"].shape
-    (8, 3, 7, 7)
-    """
-    torch, path = require_torch(), Path(path)
-    tensors = _unwrapped(_load(torch, path), path)
-    size, declared = path.stat().st_size, 0
-    state, dropped = {}, []
-    for name, key in _renamed(tensors, path).items():
-        tensor = tensors.pop(key)  # so that what has been copied can be freed
-        if name.startswith(CLASSIFIER):
-            dropped.append(f"{name} (the classifier: an encoder ends with its pooled features)")
-        elif not name.endswith(COUNTER):
-            if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-                raise _refused(path, f"{_shown(key)} is no tensor but of type {type(tensor).__name__}")
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype not in (
-                torch.float16, torch.bfloat16, torch.float32, torch.float64
-            ):  # fmt: skip
-                kind = f"{tensor.layout}, {tensor.dtype}, on the device {tensor.device.type!r}".replace("torch.", "")
-                raise _refused(path, f"{_shown(key)} should be dense and floating point, and is {kind}")
-            declared += tensor.numel() * tensor.element_size()
-            if declared > size:  # a view may repeat its few numbers without end
-                raise _refused(
-                    path,
-                    f"{_shown(key)} brings the tensors to {declared:,} bytes, which a file of {size:,} cannot hold",
-                )
-            array = np.array(tensor.detach().to(torch.float32).numpy(force=True), order="C")
-            if not np.isfinite(array).all():
-                raise _refused(path, f"{_shown(key)} holds numbers that are not finite in float32")
-            if name.endswith("running_var") and array.size and array.min() < 0:
-                raise _refused(path, f"{_shown(key)} holds negative variances")
-            state[name] = array
-    if not state:
-        raise _refused(path, "there is no tensor of an encoder in it")
-    return state, dropped
-
-
-def _refused(path, why):
-    return ValueError(f"`path` should be a PyTorch checkpoint, a file of tensors. Received: {str(path)!r}: {why}.")
-
-
-def _listed(names, limit=5):
-    """The first few of many names, each shortened: a file may hold names of any length."""
-    names = [repr(name)[:100] for name in itertools.islice(names, limit + 1)]
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def _shown(name):
-    """One name, shortened, with nothing in it that a terminal would act upon."""
-    return f"`{repr(name)[1:-1][:100]}`"
-
-
-def _load(torch, path):
-    """What is in a torch file, once it is known to be whole and to ask for nothing but tensors."""
-    if not path.is_file():
-        raise _refused(path, "there is no such file" if not path.exists() else "it is no file")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(LEGACY))
-            file.seek(0)
-            if start.startswith(ZIP):
-                pickles = _records(path, file)
-            elif start == LEGACY:
-                pickles = [file] * 5  # magic number, protocol, system, tensors, keys of the storages
-            elif start.startswith(b"\x80"):
-                raise _refused(path, "it is a bare pickle, which may hold code, so nothing of it was run")
-            else:
-                raise _refused(path, "it does not begin like one")
-            for pickle in pickles:
-                _require_plain(pickle, path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters is raised
-            # Mapped, a storage is a part of the file, never more; a file of the old format cannot be.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP))
-    except ValueError as error:
-        if str(error).startswith("`path`"):
-            raise
-        raise _damaged(path, error) from error
-    except Exception as error:  # unpickling damaged bytes raises whatever the bytes say
-        raise _damaged(path, error) from error
-
-
-def _damaged(path, error):
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
-    return _refused(path, f"it is damaged or was not written by `torch.save` ({type(error).__name__}: {reason})")
-
-
-def _records(path, file):
-    """The pickles of a zip archive, whose records are all whole and as large as they say."""
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        if any(r.compress_type != zipfile.ZIP_STORED for r in records):
-            raise _refused(path, "it is a compressed archive, which `torch.save` does not write")
-        if sum(r.file_size for r in records) > path.stat().st_size:
-            raise _refused(path, "its records declare more bytes than the file has")
-        if len({r.filename.lower() for r in records}) < len(records):
-            raise _refused(path, "two of its records have one name")
-        damaged = archive.testzip()  # torch itself does not look at the checksums
-        if damaged is not None:
-            raise _refused(path, f"it is damaged: the checksum of its record {damaged[:100]!r} is wrong")
-        pickles = [io.BytesIO(archive.read(r)) for r in records if r.filename.lower().endswith("data.pkl")]
-    if not pickles:
-        raise _refused(path, "it is an archive without tensors")
-    return pickles
-
-
-def _require_plain(file, path):
-    """Reads the operations of a pickle without carrying any out, and refuses all but those of plain tensors."""
-    for operation, argument, _ in pickletools.genops(file):
-        wanted = None
-        if operation.name == "GLOBAL":
-            wanted = argument.replace(" ", ".", 1)
-        elif operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            wanted = str(argument or operation.name)
-        if wanted is not None and not PLAIN.fullmatch(wanted):
-            raise _refused(
-                path,
-                f"it asks for {_shown(wanted)}, which a file of tensors has no need of and which may be code. It was "
-                "refused, and nothing of it was run. If you trust its author, load it where it was made and save its "
-                "tensors alone, `torch.save(model.state_dict(), path)`",
-            )
-
-
-def _unwrapped(value, path):
-    """The dictionary of tensors in what a training script may have saved."""
-    for _ in range(len(WRAPPERS)):
-        found = [key for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)]
-        if len(found) > 1:
-            raise _refused(path, f"it holds several dictionaries, {_listed(found)}. Save the one you mean by itself")
-        value = value[found[0]] if found else value
-    if not isinstance(value, dict) or not value:
-        raise _refused(path, f"it holds no dictionary of tensors, but a {type(value).__name__}")
-    if not all(isinstance(key, str) for key in value):
-        raise _refused(path, f"its keys should be strings: {_listed(k for k in value if not isinstance(k, str))}")
-    return value
-
-
-def _renamed(tensors, path):
-    """torchvision's names -> the file's."""
-    names = {key: key for key in tensors}  # the file's -> torchvision's
-
-    def strip():
-        for prefix in PREFIXES:
-            inside = [n.startswith(prefix) for n in names.values() if not n.startswith(CLASSIFIER)]
-            if inside and all(inside):
-                names.update({key: n.removeprefix(prefix) for key, n in names.items()})
-                return True
-        return False
-
-    while strip():
-        pass
-    kinds = [p for p in (RESIZER, UNRELEASED_RESIZER) if any(n.startswith(p) for n in names.values())]
-    if len(kinds) > 1:
-        raise _refused(path, f"the wider representation is there twice, under `{RESIZER}` and `{UNRELEASED_RESIZER}`")
-    if kinds == [UNRELEASED_RESIZER]:
-        length = len(UNRELEASED_RESIZER)
-        names = {k: RESIZER + n[length:] if n.startswith(UNRELEASED_RESIZER) else n for k, n in names.items()}
-    renamed = {}
-    for key, name in names.items():
-        if name in renamed:
-            raise _refused(path, f"{_listed([renamed[name], key])} are both {_shown(name)}")
-        renamed[name] = key
-    return renamed
 
 
 # ---------------------------------------------------------------------- architecture
@@ -293,7 +63,7 @@ def _require(state, shapes, network):
         "misshapen": [n for n, shape in shapes.items() if n in state and np.shape(state[n]) != shape],
         "not floating point": [n for n in shapes if n in state and np.asarray(state[n]).dtype.kind != "f"],
     }
-    found = [f"{len(names)} {problem} ({_listed(names)})" for problem, names in problems.items() if names]
+    found = [f"{len(names)} {problem} ({listed(names)})" for problem, names in problems.items() if names]
     if problems["misshapen"]:
         first = problems["misshapen"][0]
         found.append(f"`{first}` has the shape {np.shape(state[first])} and should have {shapes[first]}")
@@ -301,7 +71,7 @@ def _require(state, shapes, network):
         raise ValueError(f"`state` should hold the tensors of {network}. Received: {'; '.join(found)}.")
 
 
-def config_of(state, *, image_size=None):
+def infer_config(state, *, image_size=None):
     """The `encoders.ResNet` that tensors belong to, read off their names and shapes, every one of which is checked.
 
     Args:
@@ -320,7 +90,7 @@ def config_of(state, *, image_size=None):
     Example:
 
     >>> encoder = keras_issl.encoders.ResNet(18, width=8, feature_dim=256)
-    >>> config = keras_issl.zoo.conversion.config_of(keras_issl.zoo.conversion.state_dict(encoder))
+    >>> config = keras_issl.zoo.conversion.infer_config(keras_issl.zoo.conversion.state_dict(encoder))
     >>> config["variant"], config["width"], config["feature_dim"]
     (18, 8, 256)
     """
@@ -331,7 +101,7 @@ def config_of(state, *, image_size=None):
     if len(shape) != 4 or min(shape) < 1 or "layer1.0.conv1.weight" not in state:
         raise ValueError(
             "`state` should hold the tensors of a ResNet under torchvision's names, such as `conv1.weight` of shape "
-            f"(64, 3, 7, 7) and `layer1.0.conv1.weight`. Received: {len(state)} names, {_listed(state)}"
+            f"(64, 3, 7, 7) and `layer1.0.conv1.weight`. Received: {len(state)} names, {listed(state)}"
             + (f", with `conv1.weight` of shape {shape}." if shape else ".")
         )
     width, channels, kernel = shape[:3]
@@ -344,7 +114,7 @@ def config_of(state, *, image_size=None):
             "`image_size` should be under 100 for these tensors: the first convolution is 3x3, and the side in pixels "
             "of the images decides whether a max-pool follows it (none under 50 pixels), which no tensor shows. "
             f"Received: image_size={image_size}. If neither is so, build the `encoders.ResNet` yourself and use "
-            "`load_state`."
+            "`load_state_dict`."
         )
     else:
         stem = "cifar" if image_size < 50 else "small"
@@ -394,7 +164,7 @@ def _variable(encoder, name):
 
 
 # ---------------------------------------------------------------------- weights
-def load_state(encoder, state):
+def load_state_dict(encoder, state):
     """Assigns torchvision's tensors to an encoder: all of them or, after one complaint, none.
 
     Args:
@@ -408,7 +178,7 @@ def load_state(encoder, state):
     Example:
 
     >>> encoder, twin = (keras_issl.encoders.ResNet(18, width=8) for _ in range(2))
-    >>> keras_issl.zoo.conversion.load_state(twin, keras_issl.zoo.conversion.state_dict(encoder))
+    >>> keras_issl.zoo.conversion.load_state_dict(twin, keras_issl.zoo.conversion.state_dict(encoder))
     """
     shapes = _shapes(_modules_of(encoder))
     state = {name: value for name, value in state.items() if not name.endswith(COUNTER)}
@@ -468,31 +238,21 @@ def save_checkpoint(encoder, path):
     >>> encoder = keras_issl.encoders.ResNet(18, width=8)
     >>> path = keras_issl.zoo.conversion.save_checkpoint(encoder, "encoder.pt")
     """
-    torch, path = require_torch(), Path(path)
-    if os.path.lexists(path):
-        raise ValueError(f"`path` should not exist yet. Received: {str(path)!r}. Choose another, or remove it.")
-    tensors = {name: torch.from_numpy(value) for name, value in state_dict(encoder).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(tensors, file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    require_torch()  # before the weights are copied in vain
+    return write_checkpoint(state_dict(encoder), path)
 
 
-def convert(checkpoint, folder, *, image_size=None, overwrite=False, name=None, about=None):
+def convert(checkpoint, folder, *, image_size=None, overwrite=False, name=None, metadata=None):
     """Makes a preset folder of a PyTorch checkpoint.
 
     Args:
         checkpoint: Path of the checkpoint, read as `read_checkpoint` does.
         folder: Path of the folder to make.
-        image_size: Integer, the side in pixels of the images, as in `config_of`.
+        image_size: Integer, the side in pixels of the images, as in `infer_config`.
         overwrite: Whether an existing preset folder may be replaced.
         name: String, the name of the encoder, `"resnet50"` and the like by default.
-        about: A dict: what the preset says of itself, as in `save_preset`.
+        metadata: A dict: what the preset says of itself, as in `save_preset`. For a network for 224 pixels it says by
+            default that images are resized to 256 and cropped to 224.
 
     Returns:
         A pair: the folder, a `pathlib.Path`, and the list of what was left out of the checkpoint and why.
@@ -511,11 +271,18 @@ def convert(checkpoint, folder, *, image_size=None, overwrite=False, name=None, 
     """
     preset_format.check_folder(folder, overwrite)
     state, dropped = read_checkpoint(checkpoint)
-    config = config_of(state, image_size=image_size)
     with distribution.dtype_scope("float32"):  # as exact as the file, whatever the policy of the day
-        with encoders.from_zeros():
-            encoder = encoders.ResNet(**config, name=name)
-        load_state(encoder, state)
-        provenance = {"converted_from": Path(checkpoint).name, "sha256": preset_format.sha256(checkpoint)}
-        folder = preset_format.save_preset(encoder, folder, overwrite=overwrite, provenance=provenance, about=about)
+        try:
+            config = infer_config(state, image_size=image_size)
+            with encoders.from_zeros():
+                encoder = encoders.ResNet(**config, name=name)
+            load_state_dict(encoder, state)
+        except ValueError as error:
+            raise ValueError(f"The checkpoint {str(checkpoint)!r} was not converted: {error}") from error
+        if config["image_size"] == 224:
+            metadata = {"preprocessing": {"resize": 256, "crop": 224}} | (metadata or {})
+        provenance = {"converted_from": Path(checkpoint).name, "sha256": layout.sha256(checkpoint)}
+        folder = preset_format.save_preset(
+            encoder, folder, overwrite=overwrite, provenance=provenance, metadata=metadata
+        )
     return folder, dropped

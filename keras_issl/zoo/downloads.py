@@ -28,7 +28,7 @@ class DownloadError(OSError):
 
 
 def download(url, path, *, sha256=None, size=None, timeout=20.0, attempts=6, pause=0.5, verbose="auto"):
-    """Downloads the file at `url` to `path`, going on where an earlier call stopped.
+    """Downloads the file at `url` to `path`, resuming where an earlier call stopped.
 
     The bytes gather in `<path>.part`, and `<path>.part.json` says of which version of the file (its ETag or
     Last-Modified) they are the beginning: they are continued only with that version. `path` appears, or is replaced,
@@ -47,7 +47,8 @@ def download(url, path, *, sha256=None, size=None, timeout=20.0, attempts=6, pau
         path: Where the file goes. Missing folders are made.
         sha256: Its SHA-256, 64 hexadecimal digits, if known.
         size: Its size in bytes, if known.
-        timeout: Seconds without a single byte after which a connection counts as dead. A slow one may take forever.
+        timeout: Seconds without a single byte after which a connection counts as dead. A slow but steady transfer has
+            no limit.
         attempts: How many attempts in a row may bring nothing new.
         pause: Seconds before the next attempt; doubled after each that brought nothing new, up to 16 times as long.
         verbose: `True`, `False` or `"auto"`: progress on stderr; `"auto"` writes only to a terminal, after 3 seconds.
@@ -57,7 +58,8 @@ def download(url, path, *, sha256=None, size=None, timeout=20.0, attempts=6, pau
 
     Raises:
         DownloadError: The network or the server failed; the message says how, and what to do.
-        ValueError: The file is whole but has not the `sha256` or the `size` (it is deleted), or an argument is wrong.
+        ValueError: The file is whole but does not have the `sha256` or the `size` (it is deleted), or an argument is
+            wrong.
         OSError: The file cannot be written, for instance because the disk is full.
 
     Example:
@@ -77,13 +79,13 @@ def download(url, path, *, sha256=None, size=None, timeout=20.0, attempts=6, pau
             with _ask(part, timeout) as response:
                 end = _begin(response, part, size, sha256)
                 _receive(response, part, end, path, verbose)
-        except _Trouble as trouble:
+        except _Retry as trouble:
             failures = 0 if part.length > most else failures + 1
             most, answered = max(most, part.length), answered or trouble.answered
             if failures >= (attempts if answered else min(attempts, trouble.tries)):
                 raise DownloadError(
                     f"{url} could not be downloaded: {trouble}; {part.length:,} bytes are kept in {part.path}. "
-                    "The same call goes on where it stopped. Behind a proxy set HTTPS_PROXY; on a machine without "
+                    "The same call resumes where it stopped. Behind a proxy set HTTPS_PROXY; on a machine without "
                     f"network copy the file from another one to {path}."
                 ) from trouble
             if not part.complete:
@@ -98,7 +100,7 @@ def download(url, path, *, sha256=None, size=None, timeout=20.0, attempts=6, pau
     return path
 
 
-class _Trouble(Exception):
+class _Retry(Exception):
     """A failed attempt that may be repeated, not before `wait` seconds; `tries` times if nothing ever `answered`."""
 
     def __init__(self, reason, *, wait=0.0, answered=True, tries=3):
@@ -195,19 +197,19 @@ def _ask(part, timeout):
             tries, reason = 1, f"{reason}. SSL_CERT_FILE names the certificates to trust, e.g. `python -m certifi`"
         network = "no network: " if redirects.host == urlsplit(part.url).hostname else ""
         reason = f"{network}could not reach {redirects.host} ({reason})"
-        raise _Trouble(reason, answered=False, tries=tries) from error
+        raise _Retry(reason, answered=False, tries=tries) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Trouble(f"{redirects.host} did not answer ({_said(error)})") from error
+        raise _Retry(f"{redirects.host} did not answer ({_said(error)})") from error
 
 
 def _refusal(error, part, request):
-    """What an HTTP error means: a `_Trouble` if it may pass, else a `DownloadError`."""
+    """What an HTTP error means: a `_Retry` if it may pass, else a `DownloadError`."""
     said = f"HTTP {error.code} ({error.reason})"
     if error.code == 416 and request.has_header("Range"):
         part.drop()  # there are fewer bytes than we have: not the file we began with
-        return _Trouble(said)
+        return _Retry(said)
     if error.code in (408, 425, 429) or error.code >= 500:
-        return _Trouble(f"the server answers {said}", wait=_retry_after(error.headers))
+        return _Retry(f"the server answers {said}", wait=_retry_after(error.headers))
     meaning = {
         401: "It asks for credentials: is the file private?",
         403: "It refuses access: is the file private, or the network filtered?",
@@ -238,7 +240,7 @@ def _begin(response, part, size, sha256):
         same = version in (None, part.validator) and part.total in (None, total)
         if first != part.length or not first <= last < total or not same:
             part.drop()
-            raise _Trouble("the server answers with another range or version than was asked for")
+            raise _Retry("the server answers with another range or version than was asked for")
         part.total, end = total, last + 1
     elif response.status == 200:
         total = size if response.length is None else response.length
@@ -284,14 +286,14 @@ def _receive(response, part, end, path, verbose):
     if end is None:
         part.total = have  # the last chunk has come, or the sha256 decides
     elif not part.complete:
-        raise _Trouble(f"the connection ended after {have:,} of {part.total:,} bytes")
+        raise _Retry(f"the connection ended after {have:,} of {part.total:,} bytes")
 
 
 def _read(response):
     try:
         return response.read1(_BLOCK)  # what is there: a stall later on does not cost it
     except (OSError, http.client.HTTPException) as error:
-        raise _Trouble(f"the connection broke ({_said(error)})") from error
+        raise _Retry(f"the connection broke ({_said(error)})") from error
 
 
 def _said(error):
@@ -317,7 +319,7 @@ def _writing(path, needed):
             error.errno,
             f"{path} could not be written: {error.strerror}. It should be in a writable folder with "
             f"{max(needed, 0) / _MB:,.1f} MB free. Make room or choose another folder (KERAS_ISSL_HOME moves the "
-            "cache); the same call goes on where it stopped",
+            "cache); the same call resumes where it stopped",
         ) from error
 
 

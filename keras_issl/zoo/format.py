@@ -14,12 +14,13 @@ A preset is data, never code: a class that is not on the allow-list loads only w
 """
 
 import contextlib
-import hashlib
+import difflib
 import inspect
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 import keras
@@ -27,36 +28,24 @@ import numpy as np
 
 from keras_issl import distribution, encoders, objectives
 from keras_issl.zoo import cards, golden, strict
+from keras_issl.zoo.layout import (
+    CARD,
+    CONFIG,
+    FILES,
+    FORMAT,
+    GOLDEN,
+    METADATA,
+    OBJECTIVE,
+    OBJECTIVE_WEIGHTS,
+    OPTIONAL,
+    REQUIRED,
+    WEIGHTS,
+    sha256,
+    write_json,
+)
 
-FORMAT = 1
 ENCODERS = {"ResNet": encoders.ResNet}
 OBJECTIVES = {name: getattr(objectives, name) for name in ("CISSL", "DISSL", "SimCLR")}
-CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
-WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS = "model.weights.h5", "objective.json", "objective.weights.h5"
-GOLDEN = "golden.npz"
-FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, GOLDEN}
-METADATA_TYPES = {  # what every preset says of itself
-    "format": int, "name": str, "feature_dim": int, "probe": str | None, "recipe": dict | None, "results": list,
-    "provenance": dict, "versions": dict, "files": dict, "verified": bool,
-}  # fmt: skip
-ABOUT_TYPES = {  # and what it may say
-    "citation": str, "description": str, "license": dict, "note": str, "parameters": int, "preprocessing": dict,
-    "source": dict,
-}  # fmt: skip
-
-
-def sha256(path):
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path, value):
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 # ---------------------------------------------------------------------- writing
@@ -64,11 +53,12 @@ def save_preset(
     encoder,
     folder,
     *,
+    name=None,
     objective=None,
     recipe=None,
     results=None,
     provenance=None,
-    about=None,
+    metadata=None,
     card=None,
     overwrite=False,
 ):
@@ -80,13 +70,14 @@ def save_preset(
     Args:
         encoder: The encoder, built.
         folder: Path of the folder to make.
+        name: The preset's name on its card; by default the folder's.
         objective: The objective it was trained with: its heads are saved too, its probe family recorded.
         recipe: A dict: how it was trained.
         results: A list of dicts: figures, each with its protocol.
         provenance: A dict: the data and the run it came from.
-        about: A dict with any of `description`, `license` (`{"id": ..., "evidence": ...}`), `citation`, `note`,
-            `preprocessing` (`{"resize": 256, "crop": 224}`: how images of any size are brought to the encoder's),
-            `source` (`{"url": ...}`) and, without an objective, `probe`: the family its objective was trained for.
+        metadata: A dict with any of `description`, `license` (`{"id": ..., "evidence": ...}`), `citation`, `note`,
+            `preprocessing` (`{"resize": 256, "crop": 224}`: resize and crop before the encoder), `source`
+            (`{"url": ...}`) and, without an objective, `probe`: the family its objective was trained for.
         card: Markdown text of the model card; by default one made from the metadata.
         overwrite: Whether an existing preset folder may be replaced.
 
@@ -94,8 +85,8 @@ def save_preset(
         The folder, a `pathlib.Path`.
 
     Raises:
-        ValueError: The folder exists and `overwrite` is false, or it holds anything but a preset; or `about` has
-            an entry of another name or type.
+        ValueError: The folder exists and `overwrite` is false, or it holds anything but a preset; or `metadata`
+            has an entry of another name or type.
 
     Example:
 
@@ -103,20 +94,28 @@ def save_preset(
     >>> folder = keras_issl.save_preset(encoder, "my_preset")
     >>> again = keras_issl.from_preset("my_preset")
     """
-    folder = Path(folder)
-    about = _check_about(about or {})
+    given = Path(folder)
+    folder = given.resolve()  # a link keeps pointing to where it points
+    _check_class(encoder, ENCODERS, "encoder")
+    _check_class(objective, OBJECTIVES, "objective")
+    entries = {"recipe": recipe, "results": [] if results is None else results, "provenance": provenance or {}}
+    entries = _plain(entries | _check_metadata(metadata or {}))
+    _check_types("save_preset", entries)
     check_folder(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write(temporary, encoder, objective)
-        metadata = _metadata(temporary, folder.name, encoder, objective)
-        metadata |= {"recipe": recipe, "results": results or [], "provenance": provenance or {}, **about}
-        write_json(temporary / METADATA, metadata := _plain(metadata))
-        (temporary / CARD).write_text(card or cards.card(metadata), encoding="utf-8")
+        metadata = _metadata(temporary, name or folder.name, encoder, objective) | entries
+        own = None if type(encoder) in ENCODERS.values() else type(encoder).__name__
+        card = card or _users_card(folder) or cards.card(metadata, own)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        if card == cards.card(metadata, own):  # a card that somebody wrote is nobody's to replace
+            metadata["files"][CARD] = _described(temporary / CARD)
+        write_json(temporary / METADATA, metadata)
         temporary.chmod(0o755)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
             os.replace(folder, old)
             try:
                 os.replace(temporary, folder)
@@ -128,7 +127,7 @@ def save_preset(
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return given
 
 
 def check_folder(folder, overwrite=False):
@@ -141,7 +140,7 @@ def check_folder(folder, overwrite=False):
             f"`folder` should not exist yet. Received: {str(folder)!r}. Pass overwrite=True to replace the preset."
         )
     found = [path.name for path in folder.iterdir()] if folder.is_dir() else ["a file of that name"]
-    others = sorted(name for name in found if name not in FILES and not name.startswith("."))
+    others = sorted(name for name in found if name not in FILES | {".DS_Store"})
     if others:
         raise ValueError(
             f"`folder` holds more than a preset, so it is left alone. Received: {str(folder)!r} with {others[:5]}. "
@@ -149,13 +148,41 @@ def check_folder(folder, overwrite=False):
         )
 
 
-def _check_about(about):
-    kinds = {key: kind for key, kind in ABOUT_TYPES.items() if key != "parameters"} | {"probe": str}
-    for key, value in about.items():
+def _check_class(value, allowed, argument):
+    """Refuses what would come back as something else: a class of one's own with the name of one of ours."""
+    name = type(value).__name__
+    if name in allowed and type(value) is not allowed[name]:
+        raise ValueError(
+            f"`{argument}` should not be of a class of your own named like one of the library's. Received: {name}, "
+            "which would be loaded as the library's. Rename the class."
+        )
+
+
+def _users_card(folder):
+    """The card of the preset that is replaced, if its owner wrote or changed it; else `None`."""
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    try:
+        recorded = read_metadata(folder)["files"][CARD]["sha256"]
+    except (ValueError, KeyError, TypeError):
+        recorded = None
+    return None if sha256(path) == recorded else path.read_text(encoding="utf-8")
+
+
+def _described(path):
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _check_metadata(metadata):
+    kinds = {key: kind for key, kind in OPTIONAL.items() if key != "parameters"} | {"probe": str}
+    for key, value in metadata.items():
         if key not in kinds or not isinstance(value, kinds[key]):
-            kinds = {name: kind.__name__ for name, kind in kinds.items()}
-            raise ValueError(f"`about` should hold entries of the types {kinds}. Received: {key}={value!r}")
-    return about
+            close = difflib.get_close_matches(key, set(kinds) - {key}, n=1)
+            names = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"`metadata` may hold the entries {names}. Received: {key}={value!r}.{hint}")
+    return metadata
 
 
 def _write(folder, encoder, objective):
@@ -184,19 +211,26 @@ def _metadata(folder, name, encoder, objective):
         "parameters": sum(int(np.prod(weight.shape)) for weight in encoder.weights),
         "probe": probe if probe is None or isinstance(probe, str) else "custom",
         "versions": {"keras_issl": __version__, "keras": keras.__version__, "backend": keras.config.backend()},
-        "files": {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
-        },
+        "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
         "verified": False,
     }
 
 
+def _json(value):
+    """What JSON lacks and a preset's entries may hold: NumPy's numbers and arrays, paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{value!r:.100} of type {type(value).__name__}")
+
+
 def _plain(value):
-    """JSON's own types: tuples become lists, NumPy scalars Python numbers, a plain dtype policy its name."""
+    """JSON's own types: tuples become lists, NumPy's numbers Python's, a plain dtype policy its name."""
     try:
-        text = json.dumps(value, default=lambda x: x.item() if isinstance(x, np.generic) else str(x), allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"A preset should say what JSON can hold, without NaN or infinity: {error}") from error
+        text = json.dumps(value, default=_json, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"A preset should hold what JSON can, without NaN or infinity. Received: {error}") from error
     value = json.loads(text)
     config = value.get("config")
     if isinstance(config, dict) and isinstance(config.get("dtype"), dict):
@@ -248,12 +282,17 @@ def load_preset(folder, *, load_weights=True, dtype=None, verify=False, custom_o
         raise ValueError("`verify` compares features, which fresh weights do not give. Received: load_weights=False.")
     config = _read(folder, CONFIG, {"format", "class", "config", "dtype"})
     metadata = read_metadata(folder)
-    saved = config["config"].get("dtype") or config["dtype"]
+    ours = config["class"] in ENCODERS
+    own = config["config"].get("dtype") if ours else None
+    saved = strict.policy_name(folder / CONFIG, own) if own is not None else config["dtype"]
     if dtype is not None:
-        _check_policy(dtype)
-        config["dtype"] = dtype
-        if "dtype" in config["config"]:
-            config["config"]["dtype"] = dtype
+        dtype = _policy(dtype)
+        if not ours and "dtype" not in config["config"]:
+            raise ValueError(
+                f"`dtype` should be left out for a preset of the class {config['class']}, whose layers keep their "
+                f"policies. Received: {dtype!r}. Build the model with that policy, and `set_weights`."
+            )
+        config["dtype"] = config["config"]["dtype"] = dtype
     if load_weights:
         weights = _verified(folder, WEIGHTS, metadata)
     if verify:
@@ -264,7 +303,6 @@ def load_preset(folder, *, load_weights=True, dtype=None, verify=False, custom_o
         with distribution.dtype_scope(config["dtype"]):
             return make()
 
-    ours = config["class"] in ENCODERS
     if ours:
         count = _count(build, folder / CONFIG)
         if load_weights:
@@ -277,8 +315,8 @@ def load_preset(folder, *, load_weights=True, dtype=None, verify=False, custom_o
         encoder = _built(build, folder / CONFIG)
     _load_weights(encoder, weights)
     if verify:
-        plain = ("float32", "float64")
-        golden.check(encoder, recorded, exact=saved in plain and (dtype or saved) in plain)
+        dtypes = {layer.compute_dtype for layer in encoder._flatten_layers()} | {saved}
+        golden.check(encoder, recorded, exact=dtypes <= {"float32", "float64"})
     return encoder
 
 
@@ -328,15 +366,28 @@ def read_metadata(folder):
     if not os.path.lexists(path):
         return {}
     metadata = strict.read_json(strict.find_file(Path(folder), METADATA, f"{path} should be a file."))
-    strict.check_keys(path, metadata, set(METADATA_TYPES), set(ABOUT_TYPES))
-    for key, value in metadata.items():
-        kind = (METADATA_TYPES | ABOUT_TYPES)[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            name = getattr(kind, "__name__", kind)
-            raise ValueError(f"{path} should hold for `{key}` a value of type {name}. Received: {value!r}")
+    strict.check_keys(path, metadata, set(REQUIRED), set(OPTIONAL))
+    _check_types(path, metadata)
     if unknown := sorted(set(metadata["files"]) - FILES):
         raise ValueError(f"{path} should record files of {sorted(FILES)} alone. Received: {unknown[:5]}")
     return metadata
+
+
+def _check_types(path, metadata):
+    """Raises a `ValueError` unless every entry is of its type, and `preprocessing` names two sizes that fit."""
+    for key, value in metadata.items():
+        kind = (REQUIRED | OPTIONAL)[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            name = getattr(kind, "__name__", kind)
+            raise ValueError(f"{path} should hold for `{key}` a value of type {name}. Received: {value!r}")
+    sizes = metadata.get("preprocessing")
+    if sizes is not None:
+        whole = set(sizes) == {"resize", "crop"} and all(type(size) is int for size in sizes.values())
+        if not whole or not 0 < sizes["crop"] <= sizes["resize"]:
+            raise ValueError(
+                f"{path} should hold for `preprocessing` two sizes in pixels, `crop` at most `resize`, such as "
+                f'{{"resize": 256, "crop": 224}}. Received: {sizes}'
+            )
 
 
 def _read(folder, name, keys):
@@ -404,9 +455,18 @@ def _load_weights(model, path):
         raise ValueError(f"{path} holds other weights than the model that the preset describes: {error}") from error
 
 
-def _check_policy(dtype):
-    if getattr(dtype, "name", dtype) not in strict.POLICIES:
+def _policy(dtype):
+    name = getattr(dtype, "name", dtype)
+    if name not in strict.POLICIES:
         raise ValueError(f"`dtype` should be a dtype policy, one of {list(strict.POLICIES)}. Received: {dtype!r}")
+    return name
+
+
+def check_hashes(folder):
+    """Raises a `ValueError` unless every file that a preset records is there and is the one that was saved."""
+    metadata = read_metadata(folder)
+    for name in set(metadata.get("files", {})) - {CARD}:
+        _verified(Path(folder), name, metadata)
 
 
 def _verified(folder, name, metadata):

@@ -25,7 +25,7 @@ def pictures(encoder, image_size=None):
 
 
 def write(encoder, path, image_size=None):
-    """Writes the pictures and the encoder's features of them; nothing where the encoder takes only huge images."""
+    """Writes the pictures and the encoder's features of them; skipped for encoders of very large images."""
     images = pictures(encoder, image_size)
     if images.nbytes > BYTES:
         return

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from keras_issl import encoders
-from keras_issl.zoo import cache, conversion, downloads, format, registry
+from keras_issl.zoo import cache, conversion, downloads, format, layout, registry
 
 HUB = "hf://"
 
@@ -21,8 +21,8 @@ def from_preset(preset, *, revision=None, load_weights=True, dtype=None, verify=
 
     Args:
         preset: Name of a built-in preset (see `list_presets`), or path of a preset folder or of a run folder: what
-            `save_preset` or `keras-issl pretrain` wrote. A folder that is called like a built-in preset is meant by
-            `./NAME`.
+            `save_preset` or `keras-issl pretrain` wrote. Write `./NAME`, or
+            pass a `pathlib.Path`, for a folder with a built-in preset's name.
         revision: Reserved for presets on the Hugging Face Hub.
         load_weights: Whether to load the weights, or to initialise the architecture afresh, which fetches nothing.
         dtype: A dtype policy such as `"mixed_bfloat16"`; by default the saved one.
@@ -43,17 +43,17 @@ def from_preset(preset, *, revision=None, load_weights=True, dtype=None, verify=
     >>> encoder = keras_issl.from_preset("my_preset", verify=True)
     """
     _check_revision(preset, revision)
-    options = {"dtype": dtype, "custom_objects": custom_objects}
-    if registry.is_builtin(str(preset)):
-        name = str(preset)
-        folder = registry.shipped_folder(name) if not load_weights else fetch(name)
+    if registry.is_builtin(preset):
+        folder = fetch(preset) if load_weights else registry.shipped_folder(preset)
     else:
         folder = preset_folder(preset)
     try:
-        return format.load_preset(folder, load_weights=load_weights, verify=verify, **options)
+        return format.load_preset(
+            folder, load_weights=load_weights, dtype=dtype, verify=verify, custom_objects=custom_objects
+        )
     except ValueError as error:
         if folder.is_relative_to(cache.cache_folder()):
-            raise ValueError(f"{error} It lies in the cache: delete {folder} to have it made anew.") from error
+            raise ValueError(f"{error} It is in the cache: delete {folder} to rebuild it.") from error
         raise
 
 
@@ -79,14 +79,39 @@ def load_objective(preset, *, custom_objects=None):
     return format.load_objective(preset_folder(preset), custom_objects=custom_objects)
 
 
+def read_metadata(preset):
+    """What a preset says of itself: recipe, results with their protocols, licence, preprocessing, hashes, versions.
+
+    Args:
+        preset: As in `from_preset`. Nothing is fetched.
+
+    Returns:
+        A dict, the content of the preset's `metadata.json`.
+
+    Raises:
+        ValueError: There is no such preset, or its metadata are missing or not sound.
+
+    Example:
+
+    >>> keras_issl.zoo.read_metadata("dissl_resnet50_d8192_e800_m8")["preprocessing"]
+    {'crop': 224, 'resize': 256}
+    """
+    folder = preset_folder(preset)
+    if not (metadata := format.read_metadata(folder)):
+        raise ValueError(f"`preset` should be a preset folder. Received: {str(folder)!r}, without {layout.METADATA}.")
+    return metadata
+
+
 def preset_folder(preset):
     """The folder that holds a preset's description: a built-in name's, a path's, or `preset/` in a run folder.
 
     Raises:
         ValueError: There is neither such a name nor such a folder.
     """
-    if registry.is_builtin(str(preset)):
-        return _with_weights(str(preset)) or registry.shipped_folder(str(preset))
+    if not isinstance(preset, str | os.PathLike) or not str(preset):
+        raise ValueError(f"`preset` should be a built-in name or the path of a folder. Received: {preset!r}")
+    if registry.is_builtin(preset):
+        return registry.folder_with_weights(preset) or registry.shipped_folder(preset)
     if str(preset).startswith(HUB):
         raise ValueError(
             f"`preset` should be a built-in name or a folder. Received: {str(preset)!r}. This version does not read "
@@ -95,7 +120,7 @@ def preset_folder(preset):
     folder = Path(preset)
     if folder.is_dir():
         inner = folder / "preset"  # of a run folder; a link may lead anywhere
-        is_run = not (folder / "config.json").exists() and not inner.is_symlink() and (inner / "config.json").is_file()
+        is_run = not (folder / layout.CONFIG).exists() and not inner.is_symlink() and (inner / layout.CONFIG).is_file()
         return inner if is_run else folder
     if re.fullmatch(r"[\w.-]+", str(preset)):
         registry.shipped_folder(str(preset))  # raises, and suggests the nearest name
@@ -118,19 +143,19 @@ def fetch(name, *, verbose="auto"):
     Raises:
         As `from_preset`.
     """
-    if folder := _with_weights(name):
+    if folder := registry.folder_with_weights(name):
         return folder
     shipped = registry.shipped_folder(name)
     source = format.read_metadata(shipped)["source"]
     target = cache.cached_preset(name)
     if cache.is_offline():
         raise ValueError(
-            f"The preset {name!r} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE, "
+            f"The preset {name!r} is not in the cache, and HF_HUB_OFFLINE forbids fetching it. Unset HF_HUB_OFFLINE, "
             f"or copy the folder {target} from a machine that has it."
         )
     conversion.require_torch()  # before 100 MB are downloaded in vain
     with cache.locked(name):
-        if folder := _with_weights(name):  # another process was faster
+        if folder := registry.folder_with_weights(name):  # another process was faster
             return folder
         file = cache.cache_folder() / "downloads" / Path(source["url"]).name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +169,8 @@ def fetch(name, *, verbose="auto"):
 def _url(source):
     """Where a release file is fetched from: `KERAS_ISSL_MIRROR` may name a folder on another server that has it."""
     mirror = os.environ.get("KERAS_ISSL_MIRROR")
+    if mirror and not mirror.startswith(("http://", "https://")):
+        raise ValueError(f"KERAS_ISSL_MIRROR should be an http or https address. Received: {mirror!r}")
     return f"{mirror.rstrip('/')}/{Path(source['url']).name}" if mirror else source["url"]
 
 
@@ -152,14 +179,17 @@ def _convert(name, file, shipped, target):
     about = format.read_metadata(shipped)
     with encoders.from_zeros():
         encoder = format.load_preset(shipped, load_weights=False, dtype="float32")
+    problem = None
     try:
         state, _ = conversion.read_checkpoint(file)
-        conversion.load_state(encoder, state)
+        conversion.load_state_dict(encoder, state)
     except ValueError as error:
+        problem = error.with_traceback(None)  # which would keep the file mapped
+    if problem is not None:
         file.unlink()  # or the next call would stumble over it again
         raise ValueError(
-            f"The release file of {name!r} is not the checkpoint it should be, and was removed: {error}"
-        ) from error
+            f"The release file of {name!r} is not the checkpoint it should be, and was removed: {problem}"
+        ) from problem
     if target.exists():
         shutil.rmtree(target)  # without weights: it was interrupted or emptied by hand
     format.save_preset(
@@ -167,17 +197,9 @@ def _convert(name, file, shipped, target):
         target,
         recipe=about["recipe"],
         results=about["results"],
-        provenance={"converted_from": about["source"]["url"], "sha256": format.sha256(file)},
-        about={key: about[key] for key in (*format.ABOUT_TYPES, "probe") if about.get(key) and key != "parameters"},
+        provenance={"converted_from": about["source"]["url"], "sha256": layout.sha256(file)},
+        metadata={key: about[key] for key in (*layout.OPTIONAL, "probe") if about.get(key) and key != "parameters"},
     )
-
-
-def _with_weights(name):
-    """The folder of a built-in preset that has its weights on this machine, or `None`."""
-    for folder in (registry.shipped_folder(name), cache.cached_preset(name)):
-        if (folder / format.WEIGHTS).is_file() and (folder / format.METADATA).is_file():
-            return folder
-    return None
 
 
 def _check_revision(preset, revision):

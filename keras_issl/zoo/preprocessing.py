@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_issl.datasets import decode_image
+from keras_issl.zoo import loading
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
@@ -42,7 +43,7 @@ class ResizeCenterCrop(keras.layers.Layer):
 
     Example:
 
-    >>> ResizeCenterCrop(resize=48, crop=40)(images[:2]).shape
+    >>> tuple(ResizeCenterCrop(resize=48, crop=40)(images[:2]).shape)
     (2, 40, 40, 3)
     >>> model = keras.Sequential([ResizeCenterCrop(resize=36, crop=32), encoder])  # from images to features
     >>> model(images[:2]).shape[0]
@@ -54,6 +55,30 @@ class ResizeCenterCrop(keras.layers.Layer):
         _check_sizes(resize, crop)
         self.resize, self.crop = int(resize), int(crop)
         self.built = True  # there are no weights
+
+    @classmethod
+    def from_preset(cls, preset):
+        """The layer that a preset's results were measured with.
+
+        Args:
+            preset: As in `keras_issl.from_preset`: a built-in name or a folder. Nothing is fetched.
+
+        Raises:
+            ValueError: There is no such preset, or its metadata name no sizes.
+
+        Example:
+
+        >>> layer = ResizeCenterCrop.from_preset("dissl_resnet50_d8192_e800_m8")
+        >>> layer.resize, layer.crop
+        (256, 224)
+        """
+        sizes = loading.read_metadata(preset).get("preprocessing")
+        if not sizes:
+            raise ValueError(
+                f"`preset` should say how its images are resized and cropped. Received: {str(preset)!r}, whose "
+                "metadata have no `preprocessing`. Use ResizeCenterCrop(resize=..., crop=...)."
+            )
+        return cls(**sizes)
 
     def call(self, images):
         if len(images.shape) == 3:

@@ -1,14 +1,15 @@
 """The built-in presets: what there is, and where each one's weights would come from."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
 from pathlib import Path
 
 from keras_issl.zoo.cache import cached_preset
+from keras_issl.zoo.layout import METADATA, WEIGHTS
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 README, AUDIT = "authors' README", "audit"  # the two sources of published figures
 PROTOCOL = (
     "README, audit: ImageNet-1k top-1 in % of a linear probe. README is what the authors published with the weights;\n"
@@ -27,10 +28,11 @@ class PresetInfo:
         feature_dim: Width D of its features.
         epochs: Passes over the images that it was trained on.
         views: Crops of each image, such as `"2x160+4x96"`.
-        top1: ImageNet top-1 in % in the audit, all models under one protocol; `None` where it was not audited.
-        top1_reported: ImageNet top-1 in % in the authors' README; `None` where they give none.
-        protocol: What both figures are figures of.
-        megabytes: Size of its weights in float32, in MiB.
+        top1_readme: ImageNet top-1 in % of a linear probe in the authors' README, which does not state how the probe
+            was tuned; `None` where they give none.
+        top1_audit: The same in their later audit, all models under one protocol, its probe tuned on test images;
+            `None` where it was not audited.
+        parameters: How many numbers its weights hold, batch-normalisation statistics included.
         source: Where its weights come from now: `"shipped"` with the library, `"cached"` on this machine, or the
             authors' `"release file"`, fetched and converted at the first use.
         verified: Whether the weights were checked against the authors' file and stored features.
@@ -41,10 +43,9 @@ class PresetInfo:
     feature_dim: int
     epochs: int
     views: str
-    top1: float | None
-    top1_reported: float | None
-    protocol: str
-    megabytes: float
+    top1_readme: float | None
+    top1_audit: float | None
+    parameters: int
     source: str
     verified: bool
 
@@ -53,7 +54,7 @@ def presets_folder():
     """The folder of the built-in presets: inside the package in a wheel, beside it in a clone.
 
     Raises:
-        RuntimeError: There is none, so the installation is incomplete.
+        FileNotFoundError: There is none, so the installation is incomplete.
     """
     return _presets_of(PACKAGE)
 
@@ -64,7 +65,7 @@ def _presets_of(package):
         return inside
     if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return beside
-    raise RuntimeError(
+    raise FileNotFoundError(
         f"The built-in presets are missing: there is neither {inside} nor {beside}. Install keras_issl again, from a "
         "wheel or from a whole clone; presets of your own load by their path."
     )
@@ -76,8 +77,10 @@ def names():
 
 
 def is_builtin(name):
-    """Whether `name`, a string, names a built-in preset."""
-    return isinstance(name, str) and name in names()
+    """Whether `name`, a string, names a built-in preset. A path object never does."""
+    with contextlib.suppress(FileNotFoundError):  # presets of one's own load without the built-in ones
+        return isinstance(name, str) and name in names()
+    return False
 
 
 def shipped_folder(name):
@@ -89,12 +92,21 @@ def shipped_folder(name):
     known = names()
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=3)
+        hint = f"Did you mean {', '.join(close)}? " if close else ""
         raise ValueError(
-            "`name` should be the name of a built-in preset. "
-            f"Received: {name!r}. {f'Did you mean {close}? ' if close else ''}"
+            "`preset` should be the name of a built-in preset, or a folder. "
+            f"Received: {name!r}. {hint}"
             f"`keras-issl presets` or `keras_issl.list_presets()` shows all {len(known)}."
         )
     return presets_folder() / name
+
+
+def folder_with_weights(name):
+    """The folder of a built-in preset that has its weights on this machine, shipped or cached; else `None`."""
+    for folder in (shipped_folder(name), cached_preset(name)):
+        if (folder / WEIGHTS).is_file() and (folder / METADATA).is_file():
+            return folder
+    return None
 
 
 def list_presets():
@@ -108,31 +120,29 @@ def list_presets():
     Example:
 
     >>> for preset in keras_issl.list_presets():
-    ...     print(preset.name, preset.feature_dim, preset.top1)
+    ...     print(preset.name, preset.feature_dim, preset.top1_audit)
     """
     found = [_info(presets_folder() / name) for name in names()]
-    return sorted(found, key=lambda p: (p.objective, -(p.top1 or 0.0), p.name))
+    return sorted(found, key=lambda p: (p.objective, -(p.top1_audit or 0.0), p.name))
 
 
 def _info(folder):
     metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     recipe, name = metadata["recipe"], folder.name
     top1 = {row["source"]: row for row in metadata["results"] if row["metric"] == "top-1"}
-    protocols = {f"{row['protocol'].split(';')[0]}, {row['dataset']}" for row in top1.values()}
-    if (folder / WEIGHTS).is_file():
-        source = "shipped"
-    else:
-        source = "cached" if (cached_preset(name) / CONFIG).is_file() else "release file"
+    found = folder_with_weights(name)
+    source = "release file" if found is None else "shipped" if found == folder else "cached"
+    if source == "cached":  # what was fetched before a preset was verified is not
+        metadata |= {"verified": json.loads((found / METADATA).read_text(encoding="utf-8"))["verified"]}
     return PresetInfo(
         name=name,
         objective=recipe["objective"],
         feature_dim=metadata["feature_dim"],
         epochs=recipe["epochs"],
         views=recipe["views"],
-        top1=top1[AUDIT]["value"] if AUDIT in top1 else None,
-        top1_reported=top1[README]["value"] if README in top1 else None,
-        protocol=" / ".join(sorted(protocols)),
-        megabytes=metadata["parameters"] * 4 / 2**20,
+        top1_readme=top1[README]["value"] if README in top1 else None,
+        top1_audit=top1[AUDIT]["value"] if AUDIT in top1 else None,
+        parameters=metadata["parameters"],
         source=source,
         verified=metadata["verified"],
     )
@@ -160,9 +170,9 @@ def table_rows(presets):
             str(preset.feature_dim),
             str(preset.epochs),
             preset.views,
-            figure(preset.top1_reported, 1),
-            figure(preset.top1, 2),
-            f"{preset.megabytes:.0f}",
+            figure(preset.top1_readme, 1),
+            figure(preset.top1_audit, 2),
+            f"{preset.parameters * 4 / 2**20:.0f}",
             preset.source,
             "yes" if preset.verified else "no",
         ]

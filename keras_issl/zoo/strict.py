@@ -1,4 +1,4 @@
-"""Reading files that nobody vouches for: JSON, HDF5 and NumPy archives, held against what they may hold.
+"""Reading untrusted files: JSON, HDF5 and NumPy archives, held against what they may hold.
 
 A preset comes from anywhere. What is read here is bounded in size, stays inside its folder and never becomes code; all
 that is wrong with a file becomes one `ValueError` that names it.
@@ -71,6 +71,12 @@ def brief(reader):
     return read
 
 
+def _number(text):
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:30]} is no finite number")
+    return value
+
+
 def read_json(path):
     """A JSON object, without repeated keys, NaN or infinity.
 
@@ -90,7 +96,9 @@ def read_json(path):
     if (size := path.stat().st_size) > JSON_BYTES:
         raise ValueError(f"{path} should be a JSON file of at most {JSON_BYTES:,} bytes. Received: {size:,} bytes.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once, parse_constant=refuse)
+        value = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=once, parse_constant=refuse, parse_float=_number
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -134,8 +142,8 @@ def check_plain(path, value, known=()):
         nodes += 1
         if nodes + len(pending) > NODES or (isinstance(inner, list) and len(inner) > LIST):
             raise ValueError(
-                f"{path} describes an object in more than {NODES:,} values or in a list of more than {LIST}, which is "
-                "none of ours."
+                f"{path} describes an object in more than {NODES:,} values or in a list of more than {LIST}, more than "
+                "any of this library needs."
             )
     _check_classes(path, value, known)
 
@@ -201,7 +209,7 @@ def check_weights(path, count):
             item = group[name]
             address = h5py.h5o.get_info(item.id).addr
             if address in seen or depth > 64:
-                raise ValueError(f"{item.name} stands in it twice")
+                raise ValueError(f"{item.name} occurs twice")
             seen.add(address)
             if isinstance(item, h5py.Group):
                 visit(item, depth + 1)

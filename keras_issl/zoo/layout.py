@@ -1,0 +1,34 @@
+"""What a preset folder holds: names of files, entries of `metadata.json`, and how both are written."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+FORMAT = 1
+CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
+WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS = "model.weights.h5", "objective.json", "objective.weights.h5"
+GOLDEN = "golden.npz"
+FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, GOLDEN}
+REQUIRED = {  # entries of metadata.json -> their types: what every preset says of itself
+    "format": int, "name": str, "feature_dim": int, "probe": str | None, "recipe": dict | None, "results": list,
+    "provenance": dict, "versions": dict, "files": dict, "verified": bool,
+}  # fmt: skip
+OPTIONAL = {  # and what it may say
+    "citation": str, "description": str, "license": dict, "note": str, "parameters": int, "preprocessing": dict,
+    "source": dict,
+}  # fmt: skip
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path, value):
+    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
