@@ -389,7 +389,7 @@ def test_503_twice_then_fine(server, path):
 
 def test_server_errors_end(server, path):
     server.always = Fault(status=503, headers={"Retry-After": "0"})
-    with pytest.raises(DownloadError, match=r"HTTP 503.*goes on where it stopped.*HTTPS_PROXY"):
+    with pytest.raises(DownloadError, match=r"HTTP 503.*resumes where it stopped.*HTTPS_PROXY"):
         fetch(server, path)
     assert len(server.log) == 3
 
