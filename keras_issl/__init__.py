@@ -21,9 +21,9 @@ from keras_issl import (
 )
 from keras_issl.features import Features, extract_features
 from keras_issl.pretraining import Pretrainer
-from keras_issl.zoo.format import save_preset
 from keras_issl.zoo.loading import from_preset, load_objective
 from keras_issl.zoo.registry import list_presets
+from keras_issl.zoo.saving import save_preset
 
 __version__ = "0.1.0"
 

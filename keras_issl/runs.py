@@ -209,7 +209,7 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         }
-        zoo.format.check_folder(folder / "preset", overwrite=True)
+        zoo.saving.check_folder(folder / "preset", overwrite=True)
         model = recipes.build(recipe, len(data))  # first: a recipe that cannot be built leaves the folder free
         _describe(folder, description, overrides)
         start = 0

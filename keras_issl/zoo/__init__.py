@@ -1,10 +1,10 @@
 """Presets: folders that hold an encoder, what it was trained for, and where its numbers come from."""
 
-from keras_issl.zoo import cards, conversion, format, loading, preprocessing, registry
-from keras_issl.zoo.format import save_preset
+from keras_issl.zoo import cards, conversion, format, loading, preprocessing, registry, saving
 from keras_issl.zoo.loading import fetch, from_preset, load_objective, read_metadata
 from keras_issl.zoo.preprocessing import ResizeCenterCrop, load_images
 from keras_issl.zoo.registry import list_presets
+from keras_issl.zoo.saving import save_preset
 
 __all__ = [
     "ResizeCenterCrop",
@@ -21,4 +21,5 @@ __all__ = [
     "read_metadata",
     "registry",
     "save_preset",
+    "saving",
 ]

@@ -10,8 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_issl import distribution, encoders
-from keras_issl.zoo import format as preset_format
-from keras_issl.zoo import layout
+from keras_issl.zoo import layout, saving
 from keras_issl.zoo.checkpoints import COUNTER, RESIZER, listed, read_checkpoint, require_torch, write_checkpoint
 
 NORMALIZATION = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
@@ -269,7 +268,7 @@ def convert(checkpoint, folder, *, image_size=None, overwrite=False, name=None, 
     >>> folder, dropped = keras_issl.zoo.conversion.convert(path, "converted")
     >>> encoder = keras_issl.from_preset("converted")
     """
-    preset_format.check_folder(folder, overwrite)
+    saving.check_folder(folder, overwrite)
     state, dropped = read_checkpoint(checkpoint)
     with distribution.dtype_scope("float32"):  # as exact as the file, whatever the policy of the day
         try:
@@ -282,7 +281,5 @@ def convert(checkpoint, folder, *, image_size=None, overwrite=False, name=None, 
         if config["image_size"] == 224:
             metadata = {"preprocessing": {"resize": 256, "crop": 224}} | (metadata or {})
         provenance = {"converted_from": Path(checkpoint).name, "sha256": layout.sha256(checkpoint)}
-        folder = preset_format.save_preset(
-            encoder, folder, overwrite=overwrite, provenance=provenance, metadata=metadata
-        )
+        folder = saving.save_preset(encoder, folder, overwrite=overwrite, provenance=provenance, metadata=metadata)
     return folder, dropped

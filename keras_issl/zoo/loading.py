@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from keras_issl import encoders
-from keras_issl.zoo import cache, conversion, downloads, format, layout, registry
+from keras_issl.zoo import cache, conversion, downloads, format, layout, registry, saving
 
 HUB = "hf://"
 
@@ -192,7 +192,7 @@ def _convert(name, file, shipped, target):
         ) from problem
     if target.exists():
         shutil.rmtree(target)  # without weights: it was interrupted or emptied by hand
-    format.save_preset(
+    saving.save_preset(
         encoder,
         target,
         recipe=about["recipe"],
