@@ -187,7 +187,10 @@ def _encoder(args):
         provenance["probe"] = metadata["probe"]
     if weights := metadata.get("files", {}).get("model.weights.h5"):
         provenance["weights_sha256"] = weights["sha256"]
-    return encoder, _image_size(args, metadata, encoder), provenance
+    size = _image_size(args, metadata, encoder)
+    if "resize" in size:
+        provenance["preprocessing"] = {"resize": size["resize"], "crop": size["image_size"]}
+    return encoder, size, provenance
 
 
 def _image_size(args, metadata, encoder):
