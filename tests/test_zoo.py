@@ -325,6 +325,8 @@ def test_signed_damage_is_refused(preset, damage, words):
         ({"probe": CODE}, "class 'system' of 'os'"),
         ({"probe": {"module": "keras.layers", "class_name": "TFSMLayer", "config": {}}}, "class 'TFSMLayer'"),
         ({"probe": {"module": "keras", "class_name": "Sequential", "config": {"layers": [CODE]}}}, "'system'"),
+        ({"probe": {"module": "keras.initializers", "class_name": "tests>Mine", "config": {}}}, "class 'tests>Mine'"),
+        ({"probe": {"module": [], "class_name": "Dense", "config": {}}}, "class 'Dense'"),
         ({"num_classes": 10**12}, "should hold the [0-9,]{14,} weights"),
         ({"teacher_hidden": [[1, "x"]]}, "cannot be built"),
     ],
@@ -513,3 +515,12 @@ def test_a_policy_object_is_as_good_as_its_name(preset):
 def test_what_is_no_name_and_no_path(preset):
     with pytest.raises(ValueError, match="`preset` should be a built-in name or the path of a folder"):
         keras_issl.from_preset(preset)
+
+
+def test_images_of_hundreds_of_channels(tmp_path):
+    encoder = small_encoder(channels=400)
+    folder = keras_issl.save_preset(encoder, tmp_path / "spectral")
+    assert keras_issl.from_preset(folder, verify=True).channels == 400
+    with pytest.raises(ValueError, match="in a list of more than 256"):
+        keras_issl.save_preset(small_encoder(channels=5000), tmp_path / "too many")
+    assert not (tmp_path / "too many").exists()

@@ -170,7 +170,10 @@ def _write(folder, encoder, objective):
     """Writes the files that hold numbers and how to build what they belong to."""
     config = encoder.get_config()
     described = {"class": type(encoder).__name__, "config": config, "dtype": encoder.dtype_policy.name}
-    write_json(folder / CONFIG, {"format": FORMAT, **_plain(described)})
+    described = _plain(described)
+    if described["class"] in ENCODERS:
+        strict.check_plain(CONFIG, described["config"])  # what could not be read again is not written
+    write_json(folder / CONFIG, {"format": FORMAT, **described})
     encoder.save_weights(folder / WEIGHTS)
     golden.write(encoder, folder / GOLDEN, config.get("image_size"))
     if objective is not None:

@@ -17,13 +17,19 @@ import numpy as np
 JSON_BYTES = 16 << 20  # a config of that size is a mistake or an attack
 ARCHIVE_BYTES = 16 << 20
 MESSAGE = 2000  # characters of an error: a file may hold names and values of any length
+CHANNELS = 4096  # of an image
 LIST, NODES = 256, 5000  # entries of a list, and values in all, in the description of an object
 BUILD_WEIGHTS = 1 << 29  # an architecture without weights on disk may have this many: 2 GiB in float32
 POLICIES = ("float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16")
-# Layers that a preset may describe within an objective: those that a probe is made of.
+# What a preset may describe within an objective: the layers that a probe is made of, and what they are made with.
 LAYERS = {
     "Activation", "BatchNormalization", "Dense", "Dropout", "InputLayer", "LayerNormalization", "ReLU", "Sequential",
 }  # fmt: skip
+INITIALIZERS = {
+    "Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Identity", "LecunNormal", "LecunUniform",
+    "Ones", "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling", "Zeros",
+}  # fmt: skip
+KNOWN = {"keras": LAYERS | {"DTypePolicy"}, "keras.layers": LAYERS, None: LAYERS, "keras.initializers": INITIALIZERS}
 
 
 def find_file(folder, name, why):
@@ -138,6 +144,8 @@ def check_plain(path, value, known=()):
     nodes, pending = 0, [value]
     while pending:
         inner = pending.pop()
+        if isinstance(inner, list) and len(inner) <= CHANNELS and all(type(value) is float for value in inner):
+            continue  # the mean of each channel, say: numbers of which no layers are made
         pending += inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
         nodes += 1
         if nodes + len(pending) > NODES or (isinstance(inner, list) and len(inner) > LIST):
@@ -157,9 +165,8 @@ def _check_classes(path, value, known):
                 f"{path} asks for the registered class {registered!r}. A preset never brings code: pass the class in "
                 "`custom_objects` if you trust it."
             )
-        ours = isinstance(name, str) and name in LAYERS and module in ("keras", "keras.layers", None)
-        harmless = module == "keras.initializers" or (module, name) == ("keras", "DTypePolicy")
-        if "class_name" in value and not (isinstance(name, str) and name in known) and not ours and not harmless:
+        words = isinstance(name, str) and isinstance(module, str | None)
+        if "class_name" in value and not (words and (name in known or name in KNOWN.get(module, ()))):
             raise ValueError(
                 f"{path} describes an object of the class {name!r} of {module!r}. A preset never brings code: "
                 f"only {sorted(LAYERS)} of keras.layers are read, or what `custom_objects` names."
