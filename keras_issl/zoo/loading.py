@@ -21,8 +21,8 @@ def from_preset(preset, *, revision=None, load_weights=True, dtype=None, verify=
 
     Args:
         preset: Name of a built-in preset (see `list_presets`), or path of a preset folder or of a run folder: what
-            `save_preset` or `keras-issl pretrain` wrote. Write `./NAME`, or
-            pass a `pathlib.Path`, for a folder with a built-in preset's name.
+            `save_preset` or `keras-issl pretrain` wrote. Write `./NAME`, or pass a `pathlib.Path`, for a folder with a
+            built-in preset's name.
         revision: Reserved for presets on the Hugging Face Hub.
         load_weights: Whether to load the weights, or to initialise the architecture afresh, which fetches nothing.
         dtype: A dtype policy such as `"mixed_bfloat16"`; by default the saved one.
