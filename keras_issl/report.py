@@ -4,6 +4,10 @@ import csv
 import math
 from pathlib import Path
 
+from keras_issl.gallery import neighbours
+
+__all__ = ["curves", "label_efficiency", "neighbours", "read_history", "table"]
+
 
 def table(header, rows):
     """A Markdown table with aligned columns.

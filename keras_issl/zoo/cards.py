@@ -5,22 +5,59 @@ the rest is for people. Metadata are data: whatever their strings hold, it shows
 """
 
 import json
+import math
 import re
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from keras_issl.zoo.layout import WEIGHTS
+from keras_issl.zoo.markdown import (
+    escaped,
+    fence,
+    flat,
+    is_url,
+    link,
+    paragraph,
+    plain,
+    quoted,
+    section,
+    shown,
+    slug,
+    table,
+)
 
 HUB_DATASETS = {"ImageNet-1k": "imagenet-1k"}  # a recipe's dataset -> its name on the Hub
+# The Hub refuses a card with a licence that it does not know: any other is `other` with a name of its own.
+HUB_LICENSES = frozenset(
+    """
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd
+    bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+    creativeml-openrail-m ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1
+    lgpl-3.0 lgpl-lr lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql
+    unknown unlicense wtfpl zlib
+    """.split()  # noqa: SIM905
+)
+INSTALL = (
+    "It needs Python 3.11 or newer and the library keras\\_issl, which is not on PyPI yet: in a clone of its "
+    'repository `pip install ".[tensorflow]"`, or `[torch]`, or `[jax]`.'
+)
 FIRST = ("objective", "objective_args", "dataset", "dataset_fraction", "epochs", "views", "encoder", "heads")
 RELEASES = "https://github.com/YannDubs/"  # where the authors' files are
 
 
-def card(metadata, custom_class=None):
-    """The model card of a preset.
+def card(metadata, custom_class=None, *, repo=None, picture=None):
+    """The model card of a preset: for its folder, or for a repository on the Hugging Face Hub.
+
+    The Hub's card loads the preset by its address, with code that runs as it stands, and lists every result in the
+    front matter (`model-index`: metric, value, dataset, source, and the protocol among the metric's `args`).
 
     Args:
         metadata: A dict, the content of a preset's `metadata.json`.
         custom_class: Name of the encoder's class if it is not the library's, so that it has to be named to load it.
+        repo: String `"org/name"`, the repository that the card is for; `None` for the preset's folder.
+        picture: Name of a picture beside the card that `keras_issl.report.neighbours` drew; `None` for none.
 
     Returns:
         Markdown text with YAML front matter.
@@ -31,114 +68,278 @@ def card(metadata, custom_class=None):
     ...             "provenance": {}, "versions": {}, "files": {}, "verified": False}
     >>> print(keras_issl.zoo.cards.card(metadata))
     """
-    width, citation = _text(metadata["feature_dim"]), metadata.get("citation")
-    training = _pairs("recipe", metadata.get("recipe")), _pairs("data and run", metadata.get("provenance"))
+    width, citation = escaped(metadata["feature_dim"]), metadata.get("citation")
+    verified = f"- **Verified:** {'yes' if metadata.get('verified') else 'no'}; see [limits](#use-and-limits)"
     sections = [
-        f"# {_text(metadata['name'])}",
-        _paragraph(metadata.get("description")) or f"An encoder with {width} features, saved by keras_issl.",
-        _facts(metadata),
-        _usage(metadata, custom_class),
-        _section("How it was trained", *training),
-        _section("Results", _results(metadata.get("results") or [])),
-        _section("Use and limits", _limits(metadata)),
-        _section("Licence", _licence(metadata)),
-        _section("Citation", _fence(citation, "bibtex") if citation else ""),
+        f"# {escaped(title(metadata, repo))}",
+        paragraph(metadata.get("description")) or f"An encoder with {width} features, saved by keras_issl.",
+        f"{facts(metadata)}\n{verified}",
+        section("Load it", *_usage(metadata, custom_class, repo)),
+        _picture(picture),
+        section("How it was trained", *training(metadata)),
+        section("Results", results_table(metadata.get("results") or [])),
+        section("Use and limits", _limits(metadata)),
+        section("Licence", licence_text(metadata)),
+        section("Citation", fence(citation, "bibtex") if citation else ""),
     ]
-    text = _front_matter(metadata) + "\n" + "\n\n".join(section for section in sections if section) + "\n"
+    text = front_matter(metadata, repo) + "\n" + "\n\n".join(part for part in sections if part) + "\n"
     return text.encode("utf-8", "replace").decode("utf-8")  # a file name may hold lone surrogates
 
 
 # ---------------------------------------------------------------------- sections
-def _front_matter(metadata):
+def title(metadata, repo=None):
+    """What the card calls the model: by the repository's name on the Hub, elsewhere by the preset's."""
+    return repo.split("/")[-1] if repo else metadata["name"]
+
+
+def front_matter(metadata, repo=None, library="keras_issl"):
+    """The card's YAML, between lines of three dashes: what the Hub reads.
+
+    Args:
+        metadata: A dict, the content of a preset's `metadata.json`.
+        repo: String `"org/name"`, the repository that the card is for: it is the model's name in the `model-index`,
+            which a card for a folder (`None`) does not have.
+        library: What loads the files, `library_name`.
+
+    Returns:
+        Text that ends in a newline.
+    """
     recipe = metadata.get("recipe") or {}
     lines = [
         "---",
         *_license_lines(metadata),
-        "library_name: keras_issl",
+        # The Hub has no entry of the name keras_issl, so it shows no code of its own making: the card's is what loads
+        # the preset. `keras` or `keras-hub` would show calls that fail on these files.
+        f"library_name: {library}",
         "pipeline_tag: image-feature-extraction",
         "tags:",
     ]
     objective = recipe.get("objective")
-    tags = ["keras", "self-supervised-learning", objective.lower() if isinstance(objective, str) else None]
-    lines += [f"- {_quoted(tag)}" for tag in tags if tag]
+    tag = objective.lower() if isinstance(objective, str) else ""
+    tags = ["keras", "self-supervised-learning", *([tag] if re.fullmatch(r"\w[\w .+-]{0,39}", tag) else [])]
+    lines += [f"- {quoted(tag)}" for tag in tags]
     dataset = recipe.get("dataset")
     if isinstance(dataset, str) and dataset in HUB_DATASETS:
         lines += ["datasets:", f"- {HUB_DATASETS[dataset]}"]
+    if repo:
+        from huggingface_hub.utils import yaml_dump
+
+        index = _model_index(metadata, title(metadata, repo))
+        lines.append(yaml_dump({"model-index": index}, sort_keys=False).rstrip())
     return "\n".join([*lines, "---", ""])
 
 
 def _license_lines(metadata):
-    name = (metadata.get("license") or {}).get("id")
-    if not name:
-        return []
-    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name))  # the form of the Hub's identifiers
-    return [f"license: {_quoted(name)}"] if known else ["license: other", f"license_name: {_quoted(name)}"]
+    name = str((metadata.get("license") or {}).get("id") or "").lower()
+    if not name or name in HUB_LICENSES:
+        return [f"license: {quoted(name)}"] if name else []
+    return [
+        "license: other",
+        *(f"license_name: {quoted(known)}" for known in [slug(name, "-")] if known),
+    ]
 
 
-def _facts(metadata):
-    lines = [f"- **Features:** {_text(metadata['feature_dim'])}, float32"]
+def _model_index(metadata, name):
+    """The results, as the Hub's `model-index` has them: figures of one task, dataset and source side by side.
+
+    `huggingface_hub.eval_results_to_model_index` is not used: it puts figures of one dataset together whatever their
+    source, and names the first one's, so that an audit's figures would appear as the authors' own.
+    """
+    groups = {}
+    for row in _regular(metadata.get("results") or []):
+        is_number = type(row["value"]) is int or (isinstance(row["value"], float) and math.isfinite(row["value"]))
+        value = row["value"] if is_number else plain(flat(row["value"]))
+        if value == "":
+            continue
+        metric, unit, source, url = (plain(row.get(key) or "") for key in ("metric", "unit", "source", "url"))
+        kind = "accuracy" if re.match(r"(top-?\d+|accuracy)\b(?!.*error)", metric, re.I) else slug(metric, "_")
+        task = "image-classification" if kind == "accuracy" else "image-feature-extraction"
+        dataset = plain(row.get("dataset") or "") or "unknown"
+        where = _filled(type=_dataset_id(dataset), name=dataset, split=plain(row.get("split") or ""))
+        # Entries that the Hub keeps and does not show. The source is here too: it takes none without an address.
+        args = _filled(protocol=plain(row.get("protocol") or "") or "not recorded", source=source)
+        label = metric + (f" ({unit})" if unit else "")
+        found = _filled(type=kind or "other", value=value, name=label, args=args)
+        group = {"task": {"type": task}, "dataset": where, "metrics": []}
+        group |= {"source": _filled(name=source, url=url)} if is_url(url) else {}
+        groups.setdefault(json.dumps(group), group)["metrics"].append(found)
+    return [{"name": plain(name) or "unnamed", "results": list(groups.values())}]
+
+
+def _filled(**entries):
+    """A dict of the entries that say something."""
+    return {key: value for key, value in entries.items() if value != ""}
+
+
+def _dataset_id(name):
+    """A dataset's name in the form that the Hub demands; its own name where it is known."""
+    name = HUB_DATASETS.get(name, name)
+    return name if re.fullmatch(r"([\w-]+/)?[\w.-]+", name, re.A) else slug(name, "-") or "unknown"
+
+
+def image_size(metadata):
+    """The side in pixels of the square images that a preset is meant for, an integer; `None` if it is not recorded.
+
+    It is the crop of the preset's preprocessing, else the size of the views that it was trained on.
+    """
+    arguments = (metadata.get("recipe") or {}).get("augmentation_args")
+    trained = arguments.get("size") if isinstance(arguments, dict) else None
+    sizes = (metadata.get("preprocessing") or {}).get("crop"), trained
+    return next((size for size in sizes if type(size) is int and size > 0), None)
+
+
+def facts(metadata, about="float32"):
+    """A list of what is known of an encoder: features, weights, probe family, images.
+
+    Args:
+        metadata: A dict, the content of a preset's `metadata.json`.
+        about: Markdown, what to say of the features besides their number.
+
+    Returns:
+        Markdown text, a line an entry.
+    """
+    lines = [f"- **Features:** {escaped(metadata['feature_dim'])}, {about}"]
     if parameters := metadata.get("parameters"):
-        size = f"{parameters * 4 / 2**20:,.0f} MiB in float32"
-        lines.append(f"- **Weights:** {parameters:,} numbers, batch-normalisation statistics included; {size}")
+        mebibytes = f"{parameters * 4 / 2**20:,.0f} MiB in float32"
+        lines.append(f"- **Weights:** {parameters:,} numbers, batch-normalisation statistics included; {mebibytes}")
     if probe := metadata.get("probe"):
-        lines.append(f"- **Probe family it is for:** {_text(probe)}")
-    size = metadata.get("preprocessing") or {}
-    if {"resize", "crop"} <= set(size):
-        resize, crop = _text(size["resize"]), _text(size["crop"])
+        lines.append(f"- **Probe family it is for:** {escaped(probe)}")
+    sizes = metadata.get("preprocessing") or {}
+    if {"resize", "crop"} <= set(sizes):
+        resize, crop = escaped(sizes["resize"]), escaped(sizes["crop"])
         lines.append(
             f"- **Images at evaluation:** shorter side resized to {resize} pixels (bilinear, antialiased), "
             f"central {crop} × {crop} pixels of it"
         )
-    lines.append(f"- **Verified:** {'yes' if metadata.get('verified') else 'no'}; see [limits](#use-and-limits)")
+    elif size := image_size(metadata):
+        lines.append(f"- **Images:** {size} × {size} pixels, as trained")
     return "\n".join(lines)
 
 
-def _usage(metadata, custom_class=None):
+def _usage(metadata, custom_class, repo):
+    """The blocks of the section that says how the preset is loaded."""
     name, width, released = str(metadata["name"]), metadata["feature_dim"], _is_released(metadata)
-    arguments = _quoted(name if released else f"path/to/{name}")
+    arguments = quoted(f"hf://{repo}" if repo else name if released else f"path/to/{name}")
     if custom_class is not None:
-        arguments += f", custom_objects={{{_quoted(custom_class)}: {_plain(custom_class)}}}"
+        arguments += f", custom_objects={{{quoted(custom_class)}: {plain(custom_class)}}}"
+    code = ["import keras_issl", "", f"encoder = keras_issl.from_preset({arguments})"]
+    if repo:
+        size = f", {image_size(metadata)}" if image_size(metadata) else ""
+        code.append(f"images = keras_issl.zoo.golden.pictures(encoder{size})  # two made-up pictures: put yours here")
+        sizes = metadata.get("preprocessing") or {}
+        if isinstance(sizes.get("resize"), int) and isinstance(sizes.get("crop"), int):
+            sizes = f"resize={sizes['resize']}, crop={sizes['crop']}"
+            code.append(f'# images = keras_issl.zoo.load_images(["cat.jpg", "dog.jpg"], {sizes})')
     shape = "(N, H, W, 3)" if released else "(N, H, W, C)"
-    code = [
-        "import keras_issl",
-        "",
-        f"encoder = keras_issl.from_preset({arguments})",
-        f"features = encoder.predict(images)  # {shape} -> (N, {_plain(width)})",
-    ]
+    code.append(f"features = encoder.predict(images)  # {shape} -> (N, {plain(width)})")
+    snippet = fence("\n".join(code), "python")
     pixels = "RGB in 0…255" if released else "in 0…255"
     after = f"`images` is a NumPy array, {pixels}, uint8 or float: the encoder normalises it itself."
-    if released and WEIGHTS not in metadata.get("files", {}):
-        after += (
-            " The first call fetches the authors' file, converts it once and keeps it; later calls need no network."
-        )
-    return f"## Load it\n\n{_fence(chr(10).join(code), 'python')}\n\n{after}"
+    if not repo:
+        fetched = metadata.get("hub") or (released and WEIGHTS not in metadata.get("files", {}))
+        return [snippet, f"{after} {_first_call(metadata)}" if fetched else after]
+    if custom_class is not None:
+        after += f" `{plain(custom_class)}` is a class of its maker's: define or import it first, a preset is no code."
+    pinned = (
+        f"This follows the branch `main`. `hf://{repo}@COMMIT`, with a commit of the repository's history, "
+        "always loads the same files, and needs no network once they are in the cache."
+    )
+    return [INSTALL, snippet, after, pinned]
 
 
-def _results(results):
-    """One table with a column a source; each figure points to its protocol. Rows of another form follow as they are."""
-    regular = [row for row in results if isinstance(row, dict) and {"metric", "value"} <= set(row)]
-    datasets = {_text(row.get("dataset") or "") for row in regular}
+def _first_call(metadata):
+    if hub := metadata.get("hub"):
+        place = f"the Hugging Face Hub, hf://{escaped(hub.get('repo'))} at commit {escaped(hub.get('commit'))}"
+        return f"The first call fetches the verified weights from {place}, and keeps them; later calls need no network."
+    return "The first call fetches the authors' file, converts it once and keeps it; later calls need no network."
+
+
+def _picture(name):
+    if not name:
+        return ""
+    alt = "Rows of pictures: a query, then its nearest neighbours."
+    return section(
+        "Nearest neighbours",
+        f"![{alt}]({quote(str(name), errors='replace')})",
+        "Each row begins with a query, drawn at random: from the classes in turn where there are labels, else from all "
+        "images. After the gap stand the images whose features have the largest cosine similarity to the query's, "
+        "nearest first. Where there are labels, a green frame means the query's class, a red one another. "
+        "A few rows show what the features take for alike; they measure nothing.",
+    )
+
+
+def training(metadata):
+    """The blocks of the section that says how it was trained: a table of the recipe, one of data and run."""
+    return pairs("recipe", metadata.get("recipe")), pairs("data and run", _provenance(metadata))
+
+
+def _provenance(metadata):
+    """Where a preset comes from, in a reader's words: a run records its dataset as `name` beside a `fingerprint`."""
+    entries = dict(metadata.get("provenance") or {})
+    if "fingerprint" in entries and "dataset" not in entries:
+        entries = {"dataset" if key == "name" else key: value for key, value in entries.items()}
+    if re.fullmatch("[0-9a-f]{64}", str(entries.get("fingerprint"))):
+        entries["fingerprint"] = entries["fingerprint"][:12] + "…"  # metadata.json has all of it
+    return entries
+
+
+def pairs(header, values):
+    """A table of the entries of a dict that hold something, what a reader asks for first on top.
+
+    Args:
+        header: Of the column of keys.
+        values: A dict with strings for keys, or `None`.
+
+    Returns:
+        Markdown text, empty if there is nothing to show.
+    """
+    known = sorted((values or {}).items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST))
+    rows = [[escaped(str(key).replace("_", " ")), shown(value)] for key, value in known]
+    rows = [row for row in rows if row[1]]
+    return table([header, "value"], rows) if rows else ""
+
+
+def results_table(results):
+    """One table with a column a source; each figure points to its protocol. Rows of another form follow as they are.
+
+    Args:
+        results: A list, the `results` of a preset's metadata.
+
+    Returns:
+        Markdown text, empty if there are no results.
+    """
+    regular = _regular(results)
+    datasets = {escaped(row.get("dataset") or "") for row in regular}
     common = datasets.pop() if len(datasets) == 1 else ""
     sources, protocols, cells = {}, {}, {}
     for row in regular:
-        source = _text(row.get("source") or "this preset")
-        note = source + ": " + _text(row.get("protocol") or "protocol not recorded")
-        note += f"; on {_text(row['split'])} images." if row.get("split") else "."
-        note += f" {_url(row['url'])}" if row.get("url") else ""
+        source = escaped(row.get("source") or "this preset")
+        note = source + ": " + escaped(row.get("protocol") or "protocol not recorded")
+        note += f"; on {escaped(row['split'])} images." if row.get("split") else "."
+        note += f" {link(row['url'])}" if row.get("url") else ""
         number = protocols.setdefault(note, len(protocols) + 1)
-        label = _text(row["metric"]) + (f" ({_text(row['unit'])})" if row.get("unit") else "")
-        label += "" if common or not row.get("dataset") else f", {_text(row['dataset'])}"
+        label = escaped(row["metric"]) + (f" ({escaped(row['unit'])})" if row.get("unit") else "")
+        label += "" if common or not row.get("dataset") else f", {escaped(row['dataset'])}"
         sources.setdefault(source)
-        cells.setdefault(label, {}).setdefault(source, []).append(f"{_value(row['value'])} <sup>{number}</sup>")
+        cells.setdefault(label, {}).setdefault(source, []).append(f"{shown(row['value'])} <sup>{number}</sup>")
     rows = [[label, *("; ".join(found.get(source, ["–"])) for source in sources)] for label, found in cells.items()]
     notes = [f"{number}. {note}" for note, number in protocols.items()]
-    others = [f"- {_value(row)}" for row in results if row not in regular]
-    blocks = [_table([common, *sources], rows, right=True), "The small numbers name the protocols:", "\n".join(notes)]
+    others = [f"- {shown(row)}" for row in results if row not in regular]
+    blocks = [
+        table([common, *sources], rows, right=True),
+        "The small numbers name the protocols:",
+        "\n".join(notes),
+    ]
     return "\n\n".join([*(blocks if rows else []), *(["\n".join(others)] if others else [])])
 
 
+def _regular(results):
+    return [row for row in results if isinstance(row, dict) and {"metric", "value"} <= set(row)]
+
+
 def _limits(metadata):
-    dataset = (metadata.get("recipe") or {}).get("dataset")
+    dataset = (metadata.get("recipe") or {}).get("dataset") or _provenance(metadata).get("dataset")
+    dataset = "the images of one array" if dataset == "array" else dataset  # an array without a name
     probe = metadata.get("probe")
     use = "For features of images: probing, with few labels too, retrieval, clustering, a start for fine-tuning."
     if probe in ("linear", "mlp"):
@@ -146,8 +347,8 @@ def _limits(metadata):
         use += f" Evaluate it with {'a' if probe == 'linear' else 'an'} {family} probe, the family named above."
     limits = "It is not a classifier, and it has not been tested for decisions about people."
     if dataset:
-        limits += f" It was trained on {_text(dataset)} alone and has its gaps and biases."
-    return "\n\n".join(part for part in (use, limits, _status(metadata), _paragraph(metadata.get("note"))) if part)
+        limits += f" It was trained on {escaped(dataset)} alone and has its gaps and biases."
+    return "\n\n".join(part for part in (use, limits, _status(metadata), paragraph(metadata.get("note"))) if part)
 
 
 def _status(metadata):
@@ -169,14 +370,17 @@ def _status(metadata):
     return f"**Not verified.** {weights} The figures above are the cited sources', not ours."
 
 
-def _licence(metadata):
+def licence_text(metadata):
+    """The licence of the weights, what speaks for it, and where the weights come from, as Markdown."""
     licence = metadata.get("license")
     if not licence:
         return "No licence is recorded: ask its maker before you use or share it."
-    evidence = _text(licence.get("evidence") or "No evidence is recorded.")
-    lines = [f"Weights: {_text(licence.get('id') or 'not named')}. {evidence}"]
-    if url := (metadata.get("source") or {}).get("url"):
-        lines.append(f"Source of the weights: {_url(url)}")
+    evidence = escaped(licence.get("evidence") or "No evidence is recorded.")
+    lines = [f"Weights: {escaped(licence.get('id') or 'not named')}. {evidence}"]
+    source = metadata.get("source") or {}
+    if url := source.get("url"):
+        digest = f", SHA-256 {escaped(source['sha256'])}" if source.get("sha256") else ""
+        lines.append(f"Source of the weights: {link(url)}{digest}")
     return "\n\n".join(lines)
 
 
@@ -184,73 +388,3 @@ def _is_released(metadata):
     """Whether it is one of the released checkpoints: those load by name, from a file of that name."""
     url = str((metadata.get("source") or {}).get("url"))
     return url.startswith(RELEASES) and PurePosixPath(url).stem == metadata["name"]
-
-
-# ---------------------------------------------------------------------- Markdown
-def _section(title, *blocks):
-    body = "\n\n".join(block for block in blocks if block)
-    return f"## {title}\n\n{body}" if body else ""
-
-
-def _table(header, rows, right=False):
-    rule = ["---", *("---:" if right else "---" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
-
-
-def _pairs(title, values):
-    """A table of the entries of a dict that hold something, what a reader asks for first on top."""
-    known = sorted((values or {}).items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST))
-    rows = [[_text(str(key).replace("_", " ")), _value(value)] for key, value in known]
-    rows = [row for row in rows if row[1]]
-    return _table([title, ""], rows) if rows else ""
-
-
-def _value(value, limit=400):
-    """A value as one line of text: nested dicts and lists are written out, nothing stays nothing."""
-    text = _plain(_flat(value))
-    return _text(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-def _flat(value):
-    if isinstance(value, dict):
-        parts = ((str(key).replace("_", " "), _flat(v)) for key, v in value.items())
-        return "; ".join(f"{key}: {text}" for key, text in parts if text)
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_flat, value))
-    return "" if value is None else str(value)
-
-
-def _plain(value):
-    """Text on one line, without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-
-
-def _text(value):
-    """Text that Markdown and HTML leave as it is, also in a cell of a table."""
-    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", _plain(value))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word an underscore is just that
-
-
-def _paragraph(value):
-    """Text that begins a line: no heading, list or quotation."""
-    text = re.sub(r"^([#+\-=:])", r"\\\1", _text(value or ""))
-    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)
-
-
-def _url(value):
-    """A link, if the value is an address and nothing more."""
-    text = _plain(value)
-    return f"<{text}>" if re.fullmatch(r"https?://[^\s<>\\`|]+", text) else _text(text)
-
-
-def _quoted(value):
-    """A quoted string on one line that YAML, JSON and Python read alike."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _fence(code, language):
-    """A fenced block that the code cannot close."""
-    code = "\n".join("".join(c if c.isprintable() else " " for c in line) for line in str(code).strip().split("\n"))
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
-    return f"{ticks}{language}\n{code}\n{ticks}"
