@@ -77,10 +77,15 @@ def test_unknown_names_get_a_suggestion(home, tmp_path, monkeypatch):
         keras_issl.from_preset("dissl_resnet50_d8192_e800")
     with pytest.raises(ValueError, match="keras-issl presets"):
         keras_issl.from_preset("no/such/folder")
-    with pytest.raises(ValueError, match="does not read from the Hugging Face Hub"):
-        keras_issl.from_preset("hf://keras-issl/x")
-    with pytest.raises(ValueError, match="`revision` is for presets on the Hugging Face Hub"):
-        keras_issl.from_preset(NAME, revision="main")
+    for preset in ("me/microscope", "https://huggingface.co/me/microscope"):
+        with pytest.raises(ValueError, match="Did you mean hf://me/microscope\\?"):
+            keras_issl.from_preset(preset)
+    with pytest.raises(ValueError, match="hf://organisation/name"):
+        keras_issl.from_preset("hf://keras-issl")
+    with pytest.raises(ValueError, match="should be given once"):
+        keras_issl.from_preset(f"{NAME}@v1", revision="main")
+    with pytest.raises(ValueError, match="`revision` is for presets on the Hub"):
+        keras_issl.from_preset(tmp_path, revision="main")
 
 
 def test_a_builtin_name_wins_over_a_folder_unless_it_is_written_as_a_path(home, tmp_path, monkeypatch):
@@ -89,7 +94,7 @@ def test_a_builtin_name_wins_over_a_folder_unless_it_is_written_as_a_path(home, 
     for path in (f"./{NAME}", tmp_path / NAME, Path(NAME)):
         assert keras_issl.from_preset(path).output_shape == (None, 8)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids"):
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE forbids"):
         keras_issl.from_preset(NAME)
 
 

@@ -76,8 +76,10 @@ def test_metadata_say_what_was_published(name):
         assert row["protocol"] and row["unit"] == "%" and row["dataset"] == "ImageNet-1k" and row["url"]
     if COLUMNS[-1] in published:  # 0.845 of approximation are left out, negative terms are clipped
         assert sum(published[key] for key in COLUMNS[-3:]) + 0.845 >= 100 - published["audit", "top-1"] - 0.02
-    assert metadata["source"] == {"url": RELEASES[figures[0] == "-"] + f"{name}.torch", "sha256": None, "bytes": None}
-    assert metadata["verified"] is False and metadata["license"]["id"] == "mit"
+    assert metadata["source"]["url"] == RELEASES[figures[0] == "-"] + f"{name}.torch"
+    assert metadata["license"]["id"] == "mit"
+    seen = (metadata["source"]["sha256"], metadata["source"]["bytes"], metadata.get("hub"))
+    assert metadata["verified"] is all(seen) and (all(seen) or not any(seen))  # tools/publish_zoo.py does it whole
     assert ("inference" in metadata["license"]["evidence"]) == (figures[2] == "-")  # only one was not audited
     probe = "mlp" if name in MLP_PROBES else None if name.endswith("SNone") else "linear"
     assert metadata["probe"] == probe
@@ -87,8 +89,10 @@ def test_metadata_say_what_was_published(name):
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_config_is_the_recorded_one(name):
     data = (registry.shipped_folder(name) / "config.json").read_bytes()
-    recorded = {"config.json": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}
-    assert read(name)["files"] == recorded
+    recorded = read(name)["files"]
+    assert recorded["config.json"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    weights = {"golden.npz", "model.weights.h5"} if read(name)["verified"] else set()
+    assert set(recorded) == {"config.json"} | weights
 
 
 @pytest.mark.parametrize("width", [2048, 4096, 8192])
@@ -123,7 +127,7 @@ def test_listing(monkeypatch, tmp_path):
     assert first.name == "dissl_resnet50_d8192_e800_m8" and (first.top1_audit, first.top1_readme) == (72.0, 73.9)
     assert (first.feature_dim, first.epochs, first.views) == (8192, 800, "2x224+6x96")
     assert first.parameters == 31_200_192
-    assert {(p.source, p.verified) for p in presets} == {("release file", False)}
+    assert {(p.source, p.verified) for p in presets} <= {("release file", False), ("Hub", True)}
     unaudited = next(p for p in presets if p.top1_audit is None)
     assert (unaudited.name, unaudited.top1_readme) == ("dissl_resnet50_d8192_e100_m6", 70.7)
 

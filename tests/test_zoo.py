@@ -513,7 +513,7 @@ def test_a_policy_object_is_as_good_as_its_name(preset):
 
 @pytest.mark.parametrize("preset", [None, 3, ""])
 def test_what_is_no_name_and_no_path(preset):
-    with pytest.raises(ValueError, match="`preset` should be a built-in name or the path of a folder"):
+    with pytest.raises(ValueError, match="`preset` should be a built-in name, the path of a folder or an address"):
         keras_issl.from_preset(preset)
 
 

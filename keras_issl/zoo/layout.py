@@ -8,15 +8,15 @@ from pathlib import Path
 FORMAT = 1
 CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
 WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS = "model.weights.h5", "objective.json", "objective.weights.h5"
-GOLDEN = "golden.npz"
+GOLDEN, PICTURE = "golden.npz", "neighbours.png"  # the picture is on the Hub alone, for its card
 FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, GOLDEN}
 REQUIRED = {  # entries of metadata.json -> their types: what every preset says of itself
     "format": int, "name": str, "feature_dim": int, "probe": str | None, "recipe": dict | None, "results": list,
     "provenance": dict, "versions": dict, "files": dict, "verified": bool,
 }  # fmt: skip
 OPTIONAL = {  # and what it may say
-    "citation": str, "description": str, "license": dict, "note": str, "parameters": int, "preprocessing": dict,
-    "source": dict,
+    "citation": str, "description": str, "hub": dict, "license": dict, "note": str, "parameters": int,
+    "preprocessing": dict, "source": dict,
 }  # fmt: skip
 
 

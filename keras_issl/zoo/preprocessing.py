@@ -57,14 +57,16 @@ class ResizeCenterCrop(keras.layers.Layer):
         self.built = True  # there are no weights
 
     @classmethod
-    def from_preset(cls, preset):
+    def from_preset(cls, preset, *, revision=None):
         """The layer that a preset's results were measured with.
 
         Args:
-            preset: As in `keras_issl.from_preset`: a built-in name or a folder. Nothing is fetched.
+            preset: As in `keras_issl.from_preset`. Of one on the Hub its metadata are fetched, of others nothing.
+            revision: As in `keras_issl.from_preset`.
 
         Raises:
-            ValueError: There is no such preset, or its metadata name no sizes.
+            As `keras_issl.from_preset`, and
+            ValueError: The preset's metadata name no sizes.
 
         Example:
 
@@ -72,7 +74,7 @@ class ResizeCenterCrop(keras.layers.Layer):
         >>> layer.resize, layer.crop
         (256, 224)
         """
-        sizes = loading.read_metadata(preset).get("preprocessing")
+        sizes = loading.read_metadata(preset, revision=revision).get("preprocessing")
         if not sizes:
             raise ValueError(
                 f"`preset` should say how its images are resized and cropped. Received: {str(preset)!r}, whose "

@@ -4,12 +4,16 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
+import re
 from pathlib import Path
 
+from keras_issl.zoo import hub
 from keras_issl.zoo.cache import cached_preset
-from keras_issl.zoo.layout import METADATA, WEIGHTS
+from keras_issl.zoo.layout import CONFIG, METADATA, WEIGHTS
 
 PACKAGE = Path(__file__).resolve().parent.parent
+ORGANIZATION = "keras-issl"  # on the Hub
 README, AUDIT = "authors' README", "audit"  # the two sources of published figures
 PROTOCOL = (
     "README, audit: ImageNet-1k top-1 in % of a linear probe. README is what the authors published with the weights;\n"
@@ -33,8 +37,8 @@ class PresetInfo:
         top1_audit: The same in their later audit, all models under one protocol, its probe tuned on test images;
             `None` where it was not audited.
         parameters: How many numbers its weights hold, batch-normalisation statistics included.
-        source: Where its weights come from now: `"shipped"` with the library, `"cached"` on this machine, or the
-            authors' `"release file"`, fetched and converted at the first use.
+        source: Where its weights come from now: `"shipped"` with the library, `"cached"` on this machine, the `"Hub"`,
+            or the authors' `"release file"`, fetched and converted at the first use.
         verified: Whether the weights were checked against the authors' file and stored features.
     """
 
@@ -101,6 +105,26 @@ def shipped_folder(name):
     return presets_folder() / name
 
 
+def organization():
+    """The organisation on the Hub that built-in presets live under: `keras-issl`, or what `KERAS_ISSL_HUB` names."""
+    name = os.environ.get("KERAS_ISSL_HUB") or ORGANIZATION
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ValueError(f"KERAS_ISSL_HUB should be the name of a user or an organisation. Received: {name!r}")
+    return name
+
+
+def hub_address(name):
+    """Where on the Hub a built-in preset is, an address; `None` while it is not published.
+
+    The library records the commit that it was published as. An organisation that the user names is taken at its word,
+    and at its branch `main`.
+    """
+    published = json.loads((shipped_folder(name) / METADATA).read_text(encoding="utf-8")).get("hub")
+    if os.environ.get("KERAS_ISSL_HUB"):
+        return f"{hub.HUB}{organization()}/{name}"
+    return f"{hub.HUB}{published['repo']}@{published['commit']}" if published else None
+
+
 def folder_with_weights(name):
     """The folder of a built-in preset that has its weights on this machine, shipped or cached; else `None`."""
     for folder in (shipped_folder(name), cached_preset(name)):
@@ -130,8 +154,11 @@ def _info(folder):
     metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     recipe, name = metadata["recipe"], folder.name
     top1 = {row["source"]: row for row in metadata["results"] if row["metric"] == "top-1"}
-    found = folder_with_weights(name)
-    source = "release file" if found is None else "shipped" if found == folder else "cached"
+    found, address = folder_with_weights(name), hub_address(name)
+    if found is None and address is not None and hub.parse(address).is_pinned:
+        found = hub.cached(address, [CONFIG, WEIGHTS])
+    absent = "Hub" if address else "release file"
+    source = absent if found is None else "shipped" if found == folder else "cached"
     if source == "cached":  # what was fetched before a preset was verified is not
         metadata |= {"verified": json.loads((found / METADATA).read_text(encoding="utf-8"))["verified"]}
     return PresetInfo(

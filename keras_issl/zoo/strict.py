@@ -7,8 +7,10 @@ that is wrong with a file becomes one `ValueError` that names it.
 import functools
 import json
 import math
+import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import keras
@@ -33,7 +35,7 @@ KNOWN = {"keras": LAYERS | {"DTypePolicy"}, "keras.layers": LAYERS, None: LAYERS
 
 
 def find_file(folder, name, why):
-    """Path of a regular file in a folder that no link leads out of.
+    """Path of a regular file in a folder that no link leads out of, except within the Hub's cache: its files are links.
 
     Args:
         folder: The folder, a `pathlib.Path`.
@@ -49,7 +51,7 @@ def find_file(folder, name, why):
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:  # a link to nowhere or, before Python 3.13, in a circle
             raise ValueError(why) from error
-        if not target.is_relative_to(folder.resolve()):
+        if not target.is_relative_to(folder.resolve()) and not _is_in_store(folder, target):
             raise ValueError(
                 f"{path} is a link to a file outside of the preset, which is not read. Received: a link to "
                 f"{str(target)!r}. Replace the link by the file."
@@ -57,6 +59,18 @@ def find_file(folder, name, why):
     if not path.is_file():
         raise ValueError(why)
     return path
+
+
+def _is_in_store(folder, target):
+    """Whether a link leads from a snapshot in Hugging Face's cache to where that repository's contents are kept."""
+    from huggingface_hub import constants
+
+    cache, repository = Path(constants.HF_HUB_CACHE), folder.parent.parent
+    is_snapshot = re.fullmatch(r"[0-9a-f]{40}", folder.name) and folder.parent.name == "snapshots"
+    if not is_snapshot or not repository.name.startswith("models--") or repository.parent != cache:
+        return False
+    stores = (repository.resolve() / "blobs", cache.resolve() / "blobs")  # the second is shared by all repositories
+    return any(target.is_relative_to(store) for store in stores)
 
 
 def brief(reader):
