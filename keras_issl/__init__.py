@@ -22,6 +22,7 @@ from keras_issl import (
 from keras_issl.features import Features, extract_features
 from keras_issl.pretraining import Pretrainer
 from keras_issl.zoo.loading import from_preset, load_objective
+from keras_issl.zoo.publishing import push_to_hub
 from keras_issl.zoo.registry import list_presets
 from keras_issl.zoo.saving import save_preset
 
@@ -45,6 +46,7 @@ __all__ = [
     "losses",
     "objectives",
     "probes",
+    "push_to_hub",
     "recipes",
     "report",
     "save_preset",

@@ -1,5 +1,6 @@
 """Writing presets: all of a folder or nothing, and nothing that could not be read again."""
 
+import contextlib
 import difflib
 import json
 import os
@@ -75,6 +76,11 @@ def save_preset(
     >>> folder = keras_issl.save_preset(encoder, "my_preset")
     >>> again = keras_issl.from_preset("my_preset")
     """
+    if str(folder).startswith("hf://"):
+        raise ValueError(
+            f"`folder` should be the path of a folder to make. Received: {str(folder)!r}. Save the preset into a "
+            "folder, and publish that with `keras_issl.push_to_hub`."
+        )
     given = Path(folder)
     folder = given.resolve()  # a link keeps pointing to where it points
     _check_class(encoder, ENCODERS, "encoder")
@@ -83,9 +89,7 @@ def save_preset(
     entries = _plain(entries | _check_metadata(metadata or {}))
     check_types("save_preset", entries)
     check_folder(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         _write(temporary, encoder, objective)
         metadata = _metadata(temporary, name or folder.name, encoder, objective) | entries
         own = None if type(encoder) in ENCODERS.values() else type(encoder).__name__
@@ -94,21 +98,29 @@ def save_preset(
         if card == cards.card(metadata, own):  # a card that somebody wrote is nobody's to replace
             metadata["files"][CARD] = _described(temporary / CARD)
         write_json(temporary / METADATA, metadata)
+    return given
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """A temporary folder that takes the place of `folder` once all in it is written; an error changes nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
         temporary.chmod(0o755)
+        old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
         if folder.exists():
-            old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
             os.replace(folder, old)
-            try:
-                os.replace(temporary, folder)
-            except OSError:
-                os.replace(old, folder)
-                raise
-            shutil.rmtree(old)
-        else:
+        try:
             os.replace(temporary, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return given
 
 
 def check_folder(folder, overwrite=False):
