@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
-PRESET = "name of a built-in preset, preset folder or run folder"
+PRESET = "name of a built-in preset, preset folder, run folder or hf://org/name[@revision]"
 
 
 def say(line=""):
@@ -58,7 +59,7 @@ def _parser():
     p.add_argument("preset", help=PRESET)
     p.add_argument("data", help=sources)
     p.add_argument("out", help="an .npz or .parquet file to make")
-    p.add_argument("--split", help="default: all images")
+    p.add_argument("--split", help="needed where the data have several")
     _encoding_options(p)
     p.set_defaults(run=_features)
 
@@ -66,6 +67,27 @@ def _parser():
     p.add_argument("name", nargs="?", help="print the card of this one instead")
     p.add_argument("--fetch", nargs="+", metavar="NAME", help="download and convert these, so that they work offline")
     p.set_defaults(run=_presets)
+
+    p = commands.add_parser("push", help="publish a preset on the Hugging Face Hub, as one commit")
+    p.add_argument("folder", help="preset folder or run folder")
+    p.add_argument("address", help="hf://NAMESPACE/NAME: your user or organisation, and the repository")
+    p.add_argument("--private", action="store_true", help="if the repository is made, only you can read it")
+    p.add_argument("--tag", help="a new name for this version, such as v1")
+    p.add_argument("--message", help="message of the commit")
+    p.add_argument("--no-create", action="store_true", help="only into a repository that is there")
+    p.add_argument("--overwrite-card", action="store_true", help="replace a README.md that somebody wrote there")
+    p.add_argument("--parent-commit", help="the commit that you mean to replace; another one there is refused")
+    p.add_argument("--picture", help="a PNG of at most 5 MB for the card, such as `keras-issl neighbours` writes")
+    p.set_defaults(run=_push)
+
+    p = commands.add_parser("neighbours", help="draw images beside those with the most similar features")
+    p.add_argument("preset", help=PRESET)
+    p.add_argument("data", help=sources)
+    p.add_argument("out", help="a .png file to make")
+    p.add_argument("--split", help="default: test where there is such a split, else all images")
+    p.add_argument("--queries", type=int, default=6, help="rows of the picture")
+    _encoding_options(p)
+    p.set_defaults(run=_neighbours)
 
     p = commands.add_parser("convert", help="make a preset of a torch checkpoint, or a checkpoint of a preset")
     p.add_argument("source", help="a torch checkpoint of a ResNet; with --to-torch a preset")
@@ -96,12 +118,12 @@ def _load(args, split, size):
     return data
 
 
-def _load_training(args, size):
-    """The split that was asked for, else train, else everything; and whether it was everything."""
+def _load_split(args, size, default="train"):
+    """The split that was asked for, else the default one, else everything; and whether it was everything."""
     from keras_issl import datasets
 
     try:
-        return _load(args, args.split or "train", size), False
+        return _load(args, args.split or default, size), False
     except datasets.UnknownSplit:
         if args.split:
             raise
@@ -163,7 +185,7 @@ def _pretrain(args):
         picture = " and comparison.png" if (out / "comparison.png").exists() else ""
         say(f"\nWritten to {out}: comparison.md{picture}; simclr/, cissl/ and dissl/, each a run folder with a preset.")
         return
-    data, _ = _load_training(args, size)
+    data, _ = _load_split(args, size)
     recipe = make_recipe(kind)
     result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked)
     pictures = "curves.png, " if (out / "curves.png").exists() else ""
@@ -180,9 +202,10 @@ def _encoder(args):
     """The preset's encoder, how to bring images to its size, and what its features should say of their origin."""
     from keras_issl import zoo
 
-    encoder = zoo.from_preset(args.preset, verify=args.verify)
-    metadata = zoo.read_metadata(args.preset)
-    provenance = {"preset": str(args.preset)}
+    preset = zoo.pin(args.preset)  # so that all that is read, and recorded, is of one commit
+    encoder = zoo.from_preset(preset, verify=args.verify)
+    metadata = zoo.read_metadata(preset)
+    provenance = {"preset": str(preset)}
     if metadata.get("probe"):
         provenance["probe"] = metadata["probe"]
     if weights := metadata.get("files", {}).get("model.weights.h5"):
@@ -216,7 +239,7 @@ def _probe(args):
     from keras_issl.features import extract_features
 
     encoder, size, provenance = _encoder(args)
-    train, everything = _load_training(args, size)
+    train, everything = _load_split(args, size)
     try:
         test = None if everything else _load(args, args.test_split, size)
     except datasets.UnknownSplit:
@@ -272,6 +295,50 @@ def _presets(args):
     say(registry.PROTOCOL)
 
 
+def _push(args):
+    from keras_issl.zoo import hub, hub_errors, publishing
+
+    address = publishing.push_to_hub(
+        args.folder,
+        args.address,
+        private=args.private,
+        tag=args.tag,
+        message=args.message,
+        create=not args.no_create,
+        overwrite_card=args.overwrite_card,
+        parent_commit=args.parent_commit,
+        picture=args.picture,
+    )
+    commit = hub.parse(address).revision
+    say(f"{hub_errors.endpoint()}/{hub.parse(address).repo} is at commit {commit}")
+    say(f'keras_issl.from_preset("{args.address}@{args.tag or commit}") loads it on any machine')
+
+
+def _neighbours(args):
+    from PIL import Image
+
+    from keras_issl import report
+    from keras_issl.features import extract_features
+
+    if not args.out.endswith(".png"):  # before the images are encoded in vain
+        raise ValueError(f"`out` should end in .png. Received: {args.out!r}")
+    encoder, size, provenance = _encoder(args)
+    data, _ = _load_split(args, size, "test")
+    features = extract_features(encoder, data, batch_size=_batch_size(args, data), provenance=provenance)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    path = report.neighbours(
+        data.images,
+        features.array,
+        args.out,
+        queries=min(args.queries, len(data)),
+        neighbours=min(8, len(data) - 1),
+        labels=data.labels,
+        class_names=data.class_names,
+    )
+    with Image.open(path) as picture:
+        say(f"{picture.text['Description']}\nWritten to {path}")
+
+
 def _convert(args):
     from keras_issl.zoo import checkpoints, conversion
     from keras_issl.zoo.loading import from_preset
@@ -294,7 +361,9 @@ def main(argv=None):
         from keras_issl import _backend
 
         say(f"backend: {_backend.NAME} ({_backend.REASON})")
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"keras-issl: {message}", file=sys.stderr)
+            args.run(args)
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         if os.environ.get("KERAS_ISSL_TRACEBACK"):
             raise

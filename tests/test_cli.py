@@ -1,7 +1,11 @@
 """The commands around presets, as a shell would run them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from hub_server import HubServer
 from PIL import Image
 
 import keras_issl
@@ -78,3 +82,43 @@ def test_a_small_image_preset_knows_its_size(here, capsys):
     assert run(capsys, "convert", "tiny.pth", "tiny", "--image-size", "32")[0] == 0
     status, out, _ = run(capsys, "features", "tiny", "photos", "tiny.npz")
     assert status == 0 and "3 images 32x32x3" in out
+
+
+def test_neighbours_are_drawn(here, capsys):
+    assert run(capsys, "convert", "small.pth", "mine")[0] == 0
+    status, out, _ = run(capsys, "neighbours", "mine", "photos", "pictures/near.png")
+    assert status == 0 and "3 of 3 images" in out and "Written to pictures/near.png" in out
+    with Image.open("pictures/near.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 100
+    status, _, err = run(capsys, "neighbours", "mine", "photos", "near.jpg")
+    assert status == 2 and "should end in .png" in err
+
+
+@pytest.mark.backend_independent
+def test_a_preset_is_pushed_and_used_by_its_address(here, capsys):
+    assert run(capsys, "convert", "small.pth", "mine")[0] == 0
+    assert run(capsys, "neighbours", "mine", "photos", "near.png")[0] == 0
+
+    def shell(home, *arguments, **options):
+        command = [sys.executable, "-W", "ignore", "-m", "keras_issl.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=here, env=hub.environment(here / home, **options), capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    with HubServer(here / "hub") as hub:
+        pushing = ("push", "mine", "hf://user/photos", "--tag", "v1", "--private", "--picture", "near.png")
+        status, out, err = shell("author", *pushing)
+        commit = hub.head("user/photos")
+        assert status == 0 and f"{hub.url}/user/photos is at commit {commit}" in out, err
+        assert 'keras_issl.from_preset("hf://user/photos@v1") loads it' in out
+        assert "user/photos" in hub.private and {"neighbours.png", "README.md"} < set(hub.files("user/photos"))
+        assert shell("author", *pushing)[0] == 0 and hub.head("user/photos") == commit
+
+        status, out, err = shell("reader", "features", "hf://user/photos@v1", "photos", "features.npz", "--verify")
+        assert status == 0, err
+        features = keras_issl.Features.load("features.npz")
+        assert features.provenance["preset"] == f"hf://user/photos@{commit}"  # what the tag was then
+        hub.down()
+        status, _, err = shell("nobody", "features", "hf://user/photos", "photos", "others.npz")
+        assert status == 2 and err.splitlines()[-1].startswith("keras-issl: No network: ") and "Traceback" not in err
