@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import time
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 
 import hub_cases
@@ -300,6 +301,18 @@ def test_renamed_repository_is_found(stage):
                 f"(HEAD|GET) /{old}/resolve/{revision}/{re.escape(name)}$", status=307, headers={"Location": location}
             )
     assert number(stage.load(f"hf://{old}")) == stage.number
+
+
+def test_a_token_that_was_saved_wrongly_is_not_printed(stage):
+    stage.push()
+    path = Path(stage.environment["HF_HOME"]) / "token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("hf_SecretSecret".encode("utf-16-le"))  # as some shells redirect into a file
+    environment = {name: value for name, value in stage.environment.items() if name != "HF_TOKEN"}
+    for call in (load(stage.address), f"keras_issl.push_to_hub({str(stage.write())!r}, {stage.address!r})"):
+        outcome = stage.clients.run(environment, call)
+        assert outcome.error == "PermissionError" and "characters that no token has" in outcome.message, outcome
+        assert "S" not in outcome.message.split("characters")[0] and "\\x00" not in outcome.message
 
 
 def test_token_goes_to_the_hub_and_never_to_the_storage(stage):

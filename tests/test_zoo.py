@@ -200,6 +200,31 @@ def test_damaged_presets_are_refused_by_name(preset, damage, words):
         keras_issl.from_preset(preset[0])
 
 
+def test_links_of_the_hubs_cache_are_followed_within_it_alone(preset, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    blobs = tmp_path / "hub" / "models--me--mine" / "blobs"
+    snapshot = blobs.parent / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copytree(preset[0], blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    for cache in (".", "/", str(tmp_path), str(tmp_path / "other")):  # odd settings open nothing else
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+        with pytest.raises(ValueError, match="is a link to a file outside of the preset"):
+            keras_issl.from_preset(snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert keras_issl.from_preset(snapshot).output_shape == (None, 8)
+    link_out(blobs / "config.json")
+    with pytest.raises(ValueError, match="is a link to a file outside of the preset"):
+        keras_issl.from_preset(snapshot)
+
+
+def test_an_address_is_no_folder_to_save_into():
+    with pytest.raises(ValueError, match="push_to_hub"):
+        keras_issl.save_preset(small_encoder(), "hf://me/mine")
+
+
 def test_preset_without_objective_says_so(tmp_path):
     keras_issl.save_preset(small_encoder(), tmp_path / "bare")
     with pytest.raises(ValueError, match="without its objective"):

@@ -31,7 +31,7 @@ def explained(address, action):
         clear = _clear(error, address, action)
         if clear is None:
             raise
-        raise clear from error
+        raise clear from (None if _holds_token(error) else error)
 
 
 def no_preset(address, why):
@@ -68,7 +68,7 @@ def _clear(error, address, action):
         return ValueError(f"`address` should be hf://organisation/name. Received: {str(address)!r}. {said(error)}")
     if isinstance(error, errors.LocalTokenNotFoundError):
         return _no_token(address, action)
-    if isinstance(error, UnicodeError) or "Illegal header" in str(error):  # of the header with the token
+    if _holds_token(error):
         return PermissionError(
             f"HF_TOKEN, or the token of the last login, holds characters that no token has, so {address} cannot be "
             f"{_done(action)}: {LOGIN}."
@@ -201,6 +201,11 @@ def status(error):
     from huggingface_hub.errors import HfHubHTTPError
 
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _holds_token(error):
+    """Whether it is about the header with the token, which its text may show: not even a traceback should."""
+    return isinstance(error, UnicodeError) or "Illegal header" in str(error)
 
 
 def _is_of_storage(error):
