@@ -9,8 +9,8 @@ import os
 import re
 import secrets
 import time
-from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hub_cases
 import pytest
