@@ -1,6 +1,7 @@
 """The command line: parses, calls the library, prints."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -354,6 +355,21 @@ def _convert(args):
     say(f"preset written to {folder}: config.json, model.weights.h5, golden.npz, metadata.json, README.md")
 
 
+@contextlib.contextmanager
+def _plain_warnings():
+    """Shows warnings that are meant for users as one line, without the place in the code."""
+    usual = warnings.formatwarning
+
+    def line(message, category, *place, **rest):
+        return f"keras-issl: {message}\n" if category is UserWarning else usual(message, category, *place, **rest)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def main(argv=None):
     """Runs `keras-issl`; errors of the user's making are one line on stderr and exit status 2."""
     args = _parser().parse_args(argv)
@@ -361,8 +377,7 @@ def main(argv=None):
         from keras_issl import _backend
 
         say(f"backend: {_backend.NAME} ({_backend.REASON})")
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"keras-issl: {message}", file=sys.stderr)
+        with _plain_warnings():
             args.run(args)
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         if os.environ.get("KERAS_ISSL_TRACEBACK"):
