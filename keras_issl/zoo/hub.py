@@ -158,7 +158,7 @@ def fetch(address, names, revision=None):
     address = parse(pin(asked))
     folder = hub_cache.snapshot(address)
     _require(address, METADATA, strict.JSON_BYTES)
-    hub_cache.remember(asked, address.revision)
+    hub_cache.remember(asked, address.revision)  # if the rest breaks off, what is missing can be named offline
     try:
         recorded = read_metadata(folder)["files"]
     except ValueError as error:
@@ -219,7 +219,7 @@ def within(seconds, ask, **kwargs):
     def run():
         try:
             outcome.put((ask(**kwargs), None))
-        except BaseException as error:
+        except Exception as error:  # of any kind: it is raised where it was asked
             outcome.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()

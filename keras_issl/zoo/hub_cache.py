@@ -1,13 +1,12 @@
 """Hugging Face's cache, as it documents it: a folder a repository, whose snapshots link to contents named by hash."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
 from pathlib import Path
 
-from keras_issl.zoo.layout import sha256
+from keras_issl.zoo.layout import git_sha1, sha256
 
 COMMIT = SHA1 = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -68,11 +67,7 @@ def is_sound(path, known=None):
     if SHA256.fullmatch(name):
         return sha256(path) == name
     if SHA1.fullmatch(name):
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest() == name
+        return git_sha1(path.read_bytes()) == name
     return True  # a cache without links: what is in metadata.json is then held against the other files
 
 

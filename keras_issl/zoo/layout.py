@@ -26,6 +26,11 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def git_sha1(data):
+    """SHA-1 that git, and so the Hub, knows a small file by, in hexadecimal digits."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 def write_json(path, value):
     """Writes JSON through a temporary file, so that a reader never sees half of it."""
     path = Path(path)

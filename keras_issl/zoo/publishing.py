@@ -15,7 +15,7 @@ from pathlib import Path
 
 from keras_issl.zoo import hub, hub_errors, upload
 from keras_issl.zoo.cache import is_offline
-from keras_issl.zoo.layout import CARD, FILES, METADATA, PICTURE, WEIGHTS, sha256
+from keras_issl.zoo.layout import CARD, FILES, METADATA, PICTURE, WEIGHTS, git_sha1, sha256
 
 ATTEMPTS, PAUSE = 4, 0.5  # of a commit, and seconds before the second one; doubled before each other
 SILENCE = 60.0  # seconds after which a question has failed, and without a byte an upload or the commit
@@ -245,7 +245,7 @@ def _is_same(entry, file):
     if entry.lfs is not None:
         return entry.lfs.sha256 == file.sha256
     data = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # as git names it
+    return entry.blob_id == git_sha1(data)
 
 
 def _patiently(target, ask, action="publish"):
