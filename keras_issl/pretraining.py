@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_issl import datasets, distribution, encoders
+from keras_issl import datasets, distribution, encoders, provenance
 from keras_issl.callbacks import NaNGuard
 
 DEFAULT_BATCH_SIZE = 256
@@ -65,6 +65,7 @@ class Pretrainer(keras.Model):
         if not objective.built:
             objective.build((objective.num_views, None, width))
             objective.built = True
+        provenance.note(encoder, probe=provenance.probe_family(objective))
         self.steps = self.add_weight(shape=(), dtype="int32", trainable=False, initializer="zeros", name="steps")
         self.log_trackers = {name: keras.metrics.Mean(name=name) for name in objective.log_names}
         self._said_drop, self._scoring = False, False

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_issl import datasets, encoders
+from keras_issl import provenance as provenance_notes
 from keras_issl.features.arrays import Features, check_finite
 from keras_issl.features.partial import PartialFeatures, check_out
 
@@ -64,18 +65,11 @@ def extract_features(encoder, data, *, batch_size=256, labels=None, provenance=N
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"`batch_size` should be a positive integer. Received: {batch_size!r}.")
     channels = encoders.image_channels(encoder)
-    images, known, source = _source(data, channels)
+    images, known, source = source_of(data, channels)
     total = None if images is None else len(images)
     if labels is not None and total is not None:
         labels = datasets.check_labels(labels, total)
-    origin = {
-        "encoder": encoder.name,
-        **source,
-        "image_shape": None if images is None else list(images.shape[1:]),
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-        "dtype_policy": _dtype_policy(encoder),
-    }
+    origin = describe(encoder, source) | {"image_shape": None if images is None else list(images.shape[1:])}
     if out is None:
         context = contextlib.nullcontext(_InMemory())
     else:
@@ -95,7 +89,7 @@ def extract_features(encoder, data, *, batch_size=256, labels=None, provenance=N
             batches = _slices(images, store.rows, batch_size, channels)
         progress(store.rows)
         for batch, batch_labels, mark in batches:
-            features = _encode(encoder, batch, batch_size if total else None)  # (B, D)
+            features = encode(encoder, batch, batch_size if total else None)  # (B, D)
             if store.dim not in (None, features.shape[1]):
                 raise ValueError(
                     f"`encoder` should return features of one width. Received: {store.dim}, then {features.shape[1]}."
@@ -138,7 +132,7 @@ class _InMemory:
         return Features(np.concatenate(self._features), labels, provenance)
 
 
-def _source(data, channels):
+def source_of(data, channels):
     """Images (N, H, W, C), or None for an iterable of batches; their labels, if known; and the data's provenance."""
     if isinstance(data, tuple) and len(data) == 2:
         images, known = data
@@ -162,6 +156,18 @@ def _source(data, channels):
     if len(images) == 0:
         raise ValueError(f"`data` should hold at least one image. Received: shape {images.shape}.")
     return images, known, source
+
+
+def describe(encoder, source):
+    """Provenance of what an encoder makes of a source: its preset and probe family where it has them, and versions."""
+    return {
+        **provenance_notes.of(encoder),
+        "encoder": encoder.name,
+        **source,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "dtype_policy": _dtype_policy(encoder),
+    }
 
 
 def _slices(images, start, batch_size, channels):
@@ -258,7 +264,7 @@ def _pair(batch):
     return (batch[0], batch[1]) if len(batch) > 1 else (batch[0], None)
 
 
-def _encode(encoder, images, batch_size):
+def encode(encoder, images, batch_size):
     """float32 (B, D). A short batch is filled up to `batch_size`, so that nothing is compiled for it alone."""
     count = len(images)
     if batch_size and count < batch_size:

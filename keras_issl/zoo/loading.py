@@ -7,7 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from keras_issl import encoders
+from keras_issl import encoders, provenance
 from keras_issl.zoo import cache, conversion, downloads, format, golden, hub, layout, registry, saving
 
 
@@ -50,13 +50,28 @@ def from_preset(preset, *, revision=None, load_weights=True, dtype=None, verify=
     files = [layout.CONFIG, *([layout.WEIGHTS] * load_weights), *([layout.GOLDEN] * verify)]
     folder = preset_folder(preset, revision=revision, files=files)
     try:
-        return format.load_preset(
+        encoder = format.load_preset(
             folder, load_weights=load_weights, dtype=dtype, verify=verify, custom_objects=custom_objects
         )
     except ValueError as error:
         if folder.is_relative_to(cache.cache_folder()):
             raise ValueError(f"{error} It is in the cache: delete {folder} to rebuild it.") from error
         raise
+    if load_weights:
+        _note_provenance(encoder, preset, revision, folder)
+    return encoder
+
+
+def _note_provenance(encoder, preset, revision, folder):
+    """Lets the encoder's features say which preset they are of, and which probe it is for."""
+    address, metadata = _address(preset, revision), format.read_metadata(folder) or {}
+    provenance.note(
+        encoder,
+        # The folder of a snapshot in the Hub's cache is named after its commit.
+        preset=str(preset) if address is None else f"{hub.HUB}{address.repo}@{folder.name}",
+        probe=metadata.get("probe"),
+        weights_sha256=metadata.get("files", {}).get(layout.WEIGHTS, {}).get("sha256"),
+    )
 
 
 def load_objective(preset, *, revision=None, custom_objects=None):

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_issl import encoders
+from keras_issl import encoders, provenance
 from keras_issl.zoo import cards, golden, strict
 from keras_issl.zoo.format import ENCODERS, OBJECTIVES, as_model, check_types, read_metadata
 from keras_issl.zoo.layout import (
@@ -199,13 +199,12 @@ def _metadata(folder, name, encoder, objective):
     """What the files of a folder say of themselves."""
     from keras_issl import __version__
 
-    probe = getattr(objective, "probe", None)
     return {
         "format": FORMAT,
         "name": name,
         "feature_dim": encoders.feature_dim(encoder),
         "parameters": sum(int(np.prod(weight.shape)) for weight in encoder.weights),
-        "probe": probe if probe is None or isinstance(probe, str) else "custom",
+        "probe": provenance.probe_family(objective),
         "versions": {"keras_issl": __version__, "keras": keras.__version__, "backend": keras.config.backend()},
         "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
         "verified": False,
