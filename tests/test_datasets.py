@@ -238,7 +238,7 @@ def parquet(tmp_path):
 
 def test_parquet(parquet):
     data = load(parquet, split="train")
-    assert data.name == "birds" and data.class_names == ("cat", "dog")
+    assert data.name == "birds/train" and data.class_names == ("cat", "dog")
     assert data.labels.tolist() == [0, 1, 0] * 3 + [1, 1, 1, 0, -1]
     np.testing.assert_array_equal(data.images, np.stack([picture(seed=i) for i in range(14)]))
     assert load(parquet, split="validation").labels.tolist() == [0, 1]

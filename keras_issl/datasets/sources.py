@@ -216,6 +216,7 @@ def _parquet(files, split, name, image_column, label_column, *, listed=False):
         columns = [parquet.read_table(file, columns=[label_column]).column(0).to_pylist() for file in files]
         labels, class_names = label_numbers(list(itertools.chain.from_iterable(columns)), named.pop())
     rows = _ParquetRows(parquet, files, image_column)
+    name = name if split is None else f"{name}/{_canonical(split)}"
     return Records(name, len(rows), rows, rows.where, labels, class_names, rows.cache)
 
 
@@ -260,7 +261,8 @@ def _hugging_face(dataset, split, name, image_column, label_column):
     """A `datasets.Dataset` (or a DatasetDict and a split)."""
     datasets = sys.modules.get("datasets")
     if isinstance(dataset, dict):
-        dataset = dataset[_known_split(split, list(dataset))]
+        split = _known_split(split, list(dataset))
+        dataset, name = dataset[split], f"{name}/{split}"
     if not len(dataset):
         raise ValueError(f"`source` should hold at least one image. Received: {name!r} with no rows.")
     columns = dataset.column_names
