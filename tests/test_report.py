@@ -1,10 +1,13 @@
-"""Galleries of nearest neighbours: who stands where, pixel for pixel, and what is refused."""
+"""Galleries of nearest neighbours and of classes: who stands where, pixel for pixel, and what is refused."""
+
+import types
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from keras_issl import gallery, report
+from keras_issl import diagnostics, report
+from keras_issl.report import class_gallery, gallery
 
 pytestmark = pytest.mark.backend_independent
 
@@ -74,14 +77,14 @@ def test_parts_give_the_whole_matrix(rng):
     norms = np.linalg.norm(wide, axis=1)
     expected = (wide[[5, 3, 50]] @ wide.T) / np.where(norms, norms, 1) / np.where(norms, norms, 1)[[5, 3, 50], None]
     for numbers in (1, 7, 70, 10**6):
-        np.testing.assert_allclose(gallery._cosines(features, np.array([5, 3, 50]), numbers), expected, atol=1e-15)
+        np.testing.assert_allclose(gallery._cosines(features, features[[5, 3, 50]], numbers), expected, atol=1e-15)
     assert (expected[1] == 0).all()
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e-300])
 def test_features_of_any_size(scale):
     features = scale * np.array([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
-    np.testing.assert_allclose(gallery._cosines(features, np.array([0])), [[1, np.sqrt(0.5), -1]], rtol=1e-12)
+    np.testing.assert_allclose(gallery._cosines(features, features[:1]), [[1, np.sqrt(0.5), -1]], rtol=1e-12)
 
 
 def test_copies_of_an_image_are_shown_once(tmp_path):
@@ -273,3 +276,161 @@ def test_what_is_refused_leaves_the_old_picture(change, message, tmp_path, monke
     with pytest.raises(ValueError, match=message):
         report.neighbours(**arguments)
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"old"}
+
+
+def test_queries_can_be_chosen(tmp_path, rng):
+    images, features, labels = distinct(20), rng.normal(size=(20, 4)), np.arange(20) % 3
+    path = report.neighbours(images, features, tmp_path / "a.png", query_indices=[7, 3], neighbours=4, labels=labels)
+    rows = read(path, images, 5)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for query, (first, *row) in zip([7, 3], rows, strict=True):
+        assert first == query
+        assert row == [i for i in np.argsort(-unit @ unit[query], kind="stable") if i != query][:4]
+    assert opened(path).text["Description"].startswith("2 images asked for, and the nearest of 20 by cosine similarity")
+
+
+def test_a_users_own_images_can_be_queries(tmp_path, rng):
+    images, features = distinct(20), rng.normal(size=(20, 4))
+    own = plain([(250, 1, 2), (3, 250, 4)], height=64, width=16)  # of another size than the others
+    asked = features[[11, 5]] + 1e-3
+    path = report.neighbours(
+        images, features, tmp_path / "a.png", neighbours=3, labels=np.arange(20) % 2, query_images=own,
+        query_features=asked, query_labels=[1, -1],
+    )  # fmt: skip
+    picture = np.asarray(opened(path))
+    top, height = gallery.MARGIN + gallery.HEAD, 96 + gallery.LINE + gallery.PAD
+    for row, color in enumerate([(250, 1, 2), (3, 250, 4)]):
+        cell = picture[top + row * height : top + row * height + 96, gallery.MARGIN : gallery.MARGIN + 96]
+        assert (cell[48, 48] == color).all() and (cell[:, :8] == 255).all()  # whole, on white, in the middle
+    x = gallery.MARGIN + 96 + gallery.PAD + gallery.GAP
+    nearest = [picture[top + row * height + 5, x + 5] for row in (0, 1)]
+    assert [tuple(color) for color in nearest] == [tuple(images[i][0, 0]) for i in (11, 5)]  # itself is not left out
+    assert frame(path, 0, 1) == gallery.GREEN and frame(path, 1, 1) == (255, 255, 255)
+    copy = report.neighbours(
+        images, features, tmp_path / "b.png", neighbours=3, query_images=images[11:12], query_features=features[11:12]
+    )
+    assert 11 not in read(copy, images, 4)[0][1:]  # a copy of what was asked for shows nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_indices": [4]}, "`query_indices` should be from 0 to 3"),
+        ({"query_indices": [-1]}, "`query_indices` should be from 0 to 3"),
+        ({"query_indices": [0.5]}, "`query_indices` should be integers"),
+        ({"query_indices": []}, "`query_indices` should be integers"),
+        ({"query_images": distinct(1)}, "`query_images` and `query_features` should come together"),
+        ({"query_features": np.eye(4)}, "`query_images` and `query_features` should come together"),
+        (
+            {"query_images": distinct(1), "query_features": np.eye(4)},
+            r"`query_features` should be real numbers \(1, 4\)",
+        ),
+        ({"query_images": distinct(4) / 1.0, "query_features": np.eye(4)}, "`query_images` should be uint8"),
+        ({"query_images": distinct(4), "query_features": np.eye(4) * np.nan}, "`features` should be finite"),
+        ({"query_images": distinct(4), "query_features": np.eye(4), "query_labels": [1]}, "`query_labels` should be 4"),
+    ],
+)
+def test_queries_that_are_refused(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        report.neighbours(distinct(4), np.eye(4), tmp_path / "a.png", neighbours=2, **change)
+    assert not list(tmp_path.iterdir())
+
+
+def group(number, images, share, labels=None):
+    confidence = np.linspace(0.9, 0.5, len(images))
+    return types.SimpleNamespace(
+        number=number, images=np.array(images), confidence=confidence, share=share, labels=labels
+    )
+
+
+CLASSES = types.SimpleNamespace(
+    classes=(group(5, [8, 2, 4], 0.3), group(2, [1, 9, 3, 7, 0], 0.5, {0: 4, 3: 1}), group(9, [6], 0.1)),
+    confused=((2, 5, 0.25), (5, 77, 0.2)),
+    merged=((5, 9, 0.125),),
+)
+
+
+def places(path, images, top, columns, apart=0):
+    """Indices of the images in a row of a gallery of classes, `None` where there is none."""
+    picture, number = np.asarray(opened(path)), {tuple(image[0, 0]): i for i, image in enumerate(images)}
+    found = []
+    for column in range(columns):
+        x = gallery.MARGIN + class_gallery.TEXT + column * (96 + gallery.PAD)
+        cell = picture[top : top + 96, x + (gallery.GAP if apart and column >= apart else 0) :][:, :96].reshape(-1, 3)
+        assert (cell == cell[0]).all()  # nothing is drawn over a picture
+        found.append(None if (cell == 255).all() else number[tuple(cell[0])])
+    return found
+
+
+def test_classes_are_shown_with_their_images_and_pairs(tmp_path):
+    images, step = distinct(10), 96 + gallery.PAD
+    path = report.equivalence_classes(images, CLASSES, tmp_path / "a.png", rows=2, per_class=4)
+    top = gallery.MARGIN + gallery.HEAD
+    assert places(path, images, top, 4) == [1, 9, 3, 7]  # the largest class first, the most confident image first
+    assert places(path, images, top + step, 4) == [8, 2, 4, None]
+    top += 2 * step + gallery.GAP + gallery.HEAD
+    assert places(path, images, top, 4, apart=2) == [1, 9, 8, 2]  # the pair with an unused class is left out
+    top += step + gallery.GAP + gallery.HEAD
+    assert places(path, images, top, 4, apart=2) == [8, 2, 6, None]
+    bottom = top + step + gallery.GAP + gallery.LINE + gallery.MARGIN
+    picture = opened(path)
+    assert picture.height == bottom
+    assert picture.text["Description"] == (
+        "2 of the 3 learned classes in use, of 10 images; 1 of them with a single image."
+    )
+    lazy = Lazy(images)
+    again = report.equivalence_classes(lazy, CLASSES, tmp_path / "b.png", rows=2, per_class=4)
+    assert again.read_bytes() == path.read_bytes() and set(lazy.read) <= set(range(10)) - {0}
+
+
+def test_lone_images_are_shown_where_there_is_nothing_else(tmp_path):
+    images, top = distinct(10), gallery.MARGIN + gallery.HEAD
+    path = report.equivalence_classes(images, CLASSES, tmp_path / "a.png", rows=9, per_class=4, pairs=0)
+    below = gallery.GAP + gallery.LINE + gallery.MARGIN
+    assert opened(path).height == top + 2 * (96 + gallery.PAD) + below  # two rows: the lone image has none
+    lone = types.SimpleNamespace(classes=(group(3, [4], 0.1), group(1, [2], 0.1)), confused=(), merged=())
+    path = report.equivalence_classes(images, lone, tmp_path / "b.png", per_class=2)
+    assert [places(path, images, y, 2) for y in (top, top + 96 + gallery.PAD)] == [[4, None], [2, None]]
+    assert "; 2 of them with a single image." in opened(path).text["Description"]
+
+
+def test_names_are_shortened_after_a_word():
+    font = ImageFont.load_default(12)
+    assert gallery.fitted("cat", font, 96) == "cat"
+    assert gallery.fitted("a great grey wolf and pups", font, 96) == "a great grey…"
+    assert gallery.fitted("A<script>alert(1)</script>", font, 96) == "A<script>alert…"
+    assert gallery.fitted("an immeasurablylongword", font, 96).startswith("an immeasur")
+    assert gallery.fitted("wide", font, 3) == ""
+
+
+def test_classes_say_what_they_hold():
+    words = class_gallery._words(CLASSES.classes[1], ["cat", "dog"])
+    assert words == ["class 2", "50.0 % of the images", "70 % confident", "80 % cat", "20 % label 3"]
+    assert class_gallery._words(CLASSES.classes[0], None) == ["class 5", "30.0 % of the images", "70 % confident"]
+
+
+def test_galleries_of_classes_are_of_real_ones_and_small(tmp_path, rng):
+    probabilities = np.tile(np.eye(4)[np.arange(40) % 4], (2, 1, 1))
+    found = diagnostics.equivalence_classes(probabilities, labels=np.arange(40) % 2)
+    noise = rng.integers(0, 256, (40, 100, 140, 3)).astype("uint8")
+    path = report.equivalence_classes(noise, found, tmp_path / "a.png", rows=4, class_names=["<b>\n", "\ud800"])
+    assert path.stat().st_size < gallery.BYTES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((10, 8, 8))}, "`images` should be uint8"),
+        ({"images": distinct(8)}, "`classes` should be those of the 8 images. Received: one of image 9"),
+        ({"classes": types.SimpleNamespace(classes=(), confused=(), merged=())}, "`classes` should hold at least one"),
+        ({"rows": 0}, "`rows` should be an integer of at least 1"),
+        ({"per_class": 1}, "`per_class` should be an integer of at least 2"),
+        ({"pairs": -1}, "`pairs` should be an integer of at least 0"),
+        ({"path": "a.gif"}, "`path` should end in .png"),
+    ],
+)
+def test_galleries_of_classes_that_are_refused(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        report.equivalence_classes(**{"images": distinct(10), "classes": CLASSES, "path": "a.png"} | change)
+    assert not list(tmp_path.iterdir())
