@@ -61,6 +61,34 @@ def build_encoder(recipe):
     return encoders.ResNet(dtype=recipe.precision, **recipe.encoder_args)
 
 
+def build_augmentation(described, image_size=None):
+    """The augmentation that a preset's recipe describes.
+
+    Args:
+        described: The `recipe` of a preset's metadata: a run's `Recipe` as a dict, or what a release says of itself,
+            with the numbers of the crop, the jitter, ... under `augmentation`.
+        image_size: Side of the views where the recipe has none.
+
+    Returns:
+        The augmentation, or `None` if the recipe does not say which.
+
+    Example:
+
+    >>> metadata = keras_issl.zoo.read_metadata("dissl_resnet50_d8192_e800_m8")
+    >>> build_augmentation(metadata["recipe"], 224).min_scale
+    0.14
+    """
+    kind = (described or {}).get("augmentation")
+    if isinstance(kind, str) and kind in AUGMENTATIONS:
+        return AUGMENTATIONS[kind](**{"size": image_size, **described.get("augmentation_args", {})})
+    if not isinstance(kind, dict) or "crop_scale" not in kind:
+        return None
+    low, high = kind["crop_scale"]  # of the large views, which the teacher sees
+    given = {"jitter": "jitter", "hue": "hue", "gray": "gray_probability", "blur": "blur_probability"}
+    options = {name: kind[key] for name, key in given.items() if key in kind}
+    return augmentations.SimCLR(image_size or 224, preset="imagenet", min_scale=low, max_scale=high, **options)
+
+
 def build(recipe, num_images):
     """The compiled `Pretrainer` of a recipe.
 

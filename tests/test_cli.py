@@ -90,6 +90,11 @@ def test_neighbours_are_drawn(here, capsys):
     assert status == 0 and "3 of 3 images" in out and "Written to pictures/near.png" in out
     with Image.open("pictures/near.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 100
+    own = str(next((here / "photos" / "b").iterdir()))
+    status, out, _ = run(capsys, "neighbours", "mine", "photos", "own.png", "--image", own)
+    assert status == 0 and "Written to own.png" in out
+    status, _, err = run(capsys, "neighbours", "mine", "photos", "own.png", "--image", "none.png")
+    assert status == 2 and "none.png" in err
     status, _, err = run(capsys, "neighbours", "mine", "photos", "near.jpg")
     assert status == 2 and "should end in .png" in err
 

@@ -16,7 +16,7 @@ import keras_issl
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(keras_issl.__path__, "keras_issl.")
-    if module.name not in ("keras_issl.cli", "keras_issl._backend")
+    if module.name not in ("keras_issl.cli.__main__", "keras_issl._backend", "keras_issl.probes.scikit_learn")
 )
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +39,8 @@ def known():
     model.compile("adam")
     train, test = (keras_issl.Features(rng.normal(size=(256, 8)), labels) for _ in range(2))
     names = {"np": np, "keras": keras, "keras_issl": keras_issl, "images": images, "labels": labels}
-    return names | {"encoder": encoder, "model": model, "train": train, "test": test}
+    names |= {"encoder": encoder, "model": model, "train": train, "test": test}
+    return names | {"views": keras_issl.features.Views(rng.normal(size=(4, 64, 8)), labels[:64])}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,11 +15,10 @@ ROOT = Path(keras_issl.__file__).parent
 BACKENDS = {"tensorflow", "torch", "jax"}
 MAY_IMPORT_A_BACKEND = {"distribution", "zoo/checkpoints"}
 
-BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optimizers", "datasets"}
-EVALUATION = {"features", "probes", "diagnostics", "report"}
+BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optimizers", "datasets", "provenance"}
+EVALUATION = {"features", "probes", "results", "diagnostics", "report"}
 ALLOWED = {  # room -> rooms of this library that it may import
     "_backend": set(),
-    "_logistic": set(),
     "distribution": set(),
     "heads": {"distribution"},
     "encoders": {"distribution"},
@@ -29,17 +28,20 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "losses": {"objectives"},
     "pretraining": BASE | {"objectives", "callbacks"},
     "callbacks": BASE | {"objectives"},
-    "features": {"datasets", "encoders"},
-    "probes": {"_logistic", "features"},
-    "gallery": set(),
-    "report": {"gallery"},
+    "provenance": set(),
+    "features": {"datasets", "distribution", "encoders", "provenance"},
+    "probes": {"distribution", "features", "results"},
+    "diagnostics": {"features", "probes"},
+    "results": {"distribution", "report"},
+    "report": set(),
     "finetuning": {"distribution", "encoders"},
-    "zoo": {"distribution", "encoders", "objectives", "augmentations", "datasets"},
+    "zoo": {"distribution", "encoders", "objectives", "augmentations", "datasets", "provenance"},
     "recipes": BASE | {"objectives", "pretraining"},
     "runs": BASE | EVALUATION | {"objectives", "pretraining", "callbacks", "recipes", "zoo"},
     "comparison": BASE | EVALUATION | {"recipes", "runs", "zoo"},
+    "diagnosis": EVALUATION,
     "testing": {"encoders", "objectives", "pretraining"},
-    "cli": BASE | EVALUATION | {"zoo", "recipes", "runs", "comparison"},
+    "cli": BASE | EVALUATION | {"zoo", "recipes", "runs", "comparison", "diagnosis"},
 }
 
 

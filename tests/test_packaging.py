@@ -76,3 +76,12 @@ def test_presets_are_found(way, clone, python, tmp_path):
     assert int(count) >= 20 and width == "8192"
     assert Path(package).is_relative_to(tmp_path) and Path(folder).is_relative_to(tmp_path)
     assert Path(folder).is_relative_to(Path(package)) == (way == "wheel")
+
+
+def test_git_ignores_no_module():
+    """A folder named like one that .gitignore holds off would be missing from every clone."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("this is no clone")
+    files = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "keras_issl").rglob("*.py")]
+    done = subprocess.run(["git", "check-ignore", *files], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.split() == []

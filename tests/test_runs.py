@@ -202,7 +202,8 @@ def photographs(tmp_path):
     return tmp_path / "photos"
 
 
-def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path, capsys):
+def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # reports are written to reports/
     run = str(tmp_path / "run")
     options = ["--epochs", "1", "--batch-size", "32", "--image-size", "16", "--num-classes", "16", "--out", run]
     assert cli.main(["pretrain", str(photographs), *options]) == 0
@@ -211,6 +212,9 @@ def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path
     assert cli.main(["probe", run, str(photographs), "--shots", "2", "--draws", "2"]) == 0
     out = capsys.readouterr().out
     assert "| labels a class | test top-1" in out and "64 images 16x16x3" in out
+    page, result = sorted((tmp_path / "reports").iterdir())  # .html, .json
+    assert f"Written: reports/{page.name}" in out and result.name in out
+    assert keras_issl.results.Result.load(result).few_shot["2"]["draws"] == 2
     assert cli.main(["features", run, str(photographs), str(tmp_path / "f.npz"), "--split", "test"]) == 0
     features = keras_issl.Features.load(tmp_path / "f.npz")
     assert features.array.shape == (64, 128) and set(features.labels) == {0, 1}
@@ -218,8 +222,9 @@ def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path
     assert "should not exist yet" in capsys.readouterr().err
 
 
-def test_a_plain_folder_needs_no_splits(photographs, tmp_path, capsys):
+def test_a_plain_folder_needs_no_splits(photographs, tmp_path, capsys, monkeypatch):
     """Images in class folders, or in no folders at all: the case that most users begin with."""
+    monkeypatch.chdir(tmp_path)
     flat = tmp_path / "flat"
     flat.mkdir()
     for path in sorted((photographs / "train" / "odd").iterdir()):
