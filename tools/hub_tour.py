@@ -23,7 +23,7 @@ keras-issl push runs/digits hf://user/digits --tag v1 --picture neighbours.png
 keras-issl push runs/digits hf://user/digits --tag v1 --picture neighbours.png
 """
 LOADING = """
-keras-issl probe hf://user/digits@v1 digits --shots 1 10 --verify
+keras-issl probe hf://user/digits@v1 digits --shots 1 10 --verify --out digits.html
 keras-issl probe hf://user/digits@v2 digits
 """
 NOISE = re.compile(r"^(WARNING: All log|[IWE]\d{4} |\d{4}-\d\d-\d\d |To enable the following).*\n?", re.M)
