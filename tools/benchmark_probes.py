@@ -2,6 +2,7 @@
 
     python tools/benchmark_probes.py                           # everything a CPU can show
     python tools/benchmark_probes.py --only small,knn --rounds 7
+    python tools/benchmark_probes.py --converged small         # accuracy where scikit-learn's solver has converged
     KERAS_BACKEND=jax python tools/benchmark_probes.py --gpu   # ImageNet's size, on an accelerator
 
 Each contestant lives in a process of its own. They take turns, one running while the others wait, so that other load on
@@ -230,16 +231,35 @@ def on_accelerator(rounds):
     return [name, spread, "-", "-", f"< {GOALS['gpu']:.0f} s", f"{100 * probe.score(test):.2f} %"]
 
 
+def converged(section):
+    """Test accuracy of ours and of scikit-learn's at the same strength, when its solver goes on to the optimum."""
+    from sklearn.linear_model import LogisticRegression
+
+    sys.path.insert(0, str(ROOT))
+    from keras_issl.probes import LinearProbe
+
+    size, tested, dim, classes, strengths = LINEAR[section]
+    x, y = (isotropic_features if section == "isotropic" else made_features)(size + tested, dim, classes)
+    probe = LinearProbe(strengths, standardize=False).fit(x[:size], y[:size])
+    x, best = x.astype(np.float64), probe.best_strength_
+    theirs = LogisticRegression(C=best, max_iter=10_000, tol=1e-7).fit(x[:size], y[:size])
+    scores = [100 * fitted.score(x[size:], y[size:]) for fitted in (probe, theirs)]
+    print(f"{section}, C = {best:g}, scikit-learn in float64 with tol=1e-7: {scores[0]:.2f} % / {scores[1]:.2f} %")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant")
     parser.add_argument("--gpu", action="store_true", help="ImageNet's size on an accelerator, and nothing else")
+    parser.add_argument("--converged", choices=LINEAR, help="accuracies alone, scikit-learn's at its optimum")
     parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return worker(*json.loads(options.worker))
+    if options.converged:
+        return converged(options.converged)
     sections = options.only.split(",")
     if options.rounds < 1 or not set(sections) <= set(SECTIONS):
         parser.error(f"--rounds should be at least 1, and --only among {', '.join(SECTIONS)}")
