@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_issl.probes import LinearProbe
 from keras_issl.probes.base import inputs
-from keras_issl.probes.evaluation import _checked_pair
+from keras_issl.probes.evaluation import check_pair
 
 MEANINGS = {
     "approximation": (
@@ -193,7 +193,7 @@ def risk_decomposition(train, test, *, probe=None, held_out=0.2, supervised=None
     test_x, test_y = inputs(test)
     if np.array_equal(x, test_x) and np.array_equal(y, test_y):
         raise ValueError("`train` and `test` should be different images. Received: the same features for both.")
-    _, inside = _checked_pair(train, test)
+    _, inside = check_pair(train, test)
     if not 0 < held_out < 1:
         raise ValueError(f"`held_out` should be a share between 0 and 1. Received: {held_out!r}.")
     seeds = tuple(int(seed) for seed in np.atleast_1d(seeds))

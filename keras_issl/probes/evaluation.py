@@ -80,7 +80,7 @@ def evaluate(
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"`{argument}` should be an integer of at least {least}. Received: {value!r}.")
     seeds = _checked_seeds(seeds)
-    labels, overlap = _checked_pair(train, test)
+    labels, overlap = check_pair(train, test)
     shots = check_shots(shots, train.labels) if np.size(shots) else ()
     unknown = np.isin(labels, train.labels, invert=True)  # (N,)
     if unknown.any():
@@ -166,7 +166,7 @@ def _checked_seeds(seeds):
     return [int(seed) for seed in found]
 
 
-def _checked_pair(train, test):
+def check_pair(train, test):
     """Labels of test (N,), and how many of its rows are in train, too."""
     for argument, features in (("train", train), ("test", test)):
         if not isinstance(features, Features):
