@@ -1,9 +1,8 @@
-"""Encoders: images in [0, 255] to pooled float32 features (B, D).
+"""`ResNet`: torchvision's layout, with the stems for small images and the wider representation.
 
-`ResNet` is torchvision's layout (He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016, in its
-"v1.5" form: the stride sits on the 3x3 convolution of a bottleneck) with the stems for small images and the
-wider representation of Dubois et al., *Improving Self-Supervised Learning by Characterizing Idealized
-Representations*, NeurIPS 2022 (arXiv 2209.06235). `Adapter` makes an encoder of any other Keras model.
+He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016, in its "v1.5" form: the stride sits on the 3x3
+convolution of a bottleneck. The wider representation is that of Dubois et al., *Improving Self-Supervised Learning by
+Characterizing Idealized Representations*, NeurIPS 2022 (arXiv 2209.06235).
 """
 
 import contextlib
@@ -15,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_issl import distribution
+from keras_issl.encoders.base import Encoder
 
 VARIANTS = {  # depth -> blocks a stage, whether they are bottlenecks
     18: ((2, 2, 2, 2), False),
@@ -49,36 +49,8 @@ def from_zeros():
         _zeros.reset(token)
 
 
-class _Encoder(distribution.Exportable, keras.Model):
-    """A functional model from images (B, H, W, channels) to features, which looks at its input first."""
-
-    @property
-    def channels(self):
-        """Number of channels of the images it takes, `None` for any."""
-        return self.inputs[0].shape[-1]
-
-    def __call__(self, images, *args, **kwargs):
-        shape = images.shape if hasattr(images, "shape") else np.shape(images)
-        if len(shape) != 4 or shape[-1] != self.channels:
-            if len(shape) == 4 and shape[-1] == 1:
-                way_out = f"Repeat the channel with `np.repeat(images, {self.channels}, axis=-1)`."
-            elif len(shape) == 3:
-                way_out = "Add a batch axis to a single image with `image[None]`."
-            else:
-                way_out = "Other channel counts need an encoder built for them, with `channels=`."
-            raise ValueError(
-                f"`images` should be a batch of shape (batch, height, width, {self.channels}) with values in [0, 255]. "
-                f"Received: shape {tuple(shape)}. {way_out}"
-            )
-        return super().__call__(images, *args, **kwargs)
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(**config)
-
-
 @keras.saving.register_keras_serializable(package="keras_issl")
-class ResNet(_Encoder):
+class ResNet(Encoder):
     """A ResNet v1.5 that maps images to pooled features.
 
     It takes images of any size; `image_size` only chooses the stem and how it is initialised. Layer names
@@ -284,163 +256,3 @@ def _per_channel(key, value, channels):
     if values.ndim > 1 or values.size not in (1, channels):
         raise ValueError(f"`{key}` should be a number or {channels} numbers, one for each channel. Received: {value}")
     return tuple(float(v) for v in np.broadcast_to(values.reshape(-1), (channels,)))
-
-
-@keras.saving.register_keras_serializable(package="keras_issl")
-class Adapter(_Encoder):
-    """Makes an encoder of any Keras model or keras-hub backbone: images to float32 features (B, D).
-
-    What the model returns decides: features (B, D) pass as they are, maps (B, h, w, D) are averaged over the
-    pixels, tokens (B, T, D) over the tokens. Of a dictionary the entry named `output` is taken, or the first
-    of `"features"`, `"pooled_output"`, `"sequence_output"` and `"last_hidden_state"` that is there.
-
-    Args:
-        model: A `keras.Model`, which may be part of nothing else.
-        image_shape: Triple (height, width, channels), `None` where any size will do. By default the model's own
-            input shape, or (None, None, 3) if it has none yet.
-        scale: Number that images in [0, 255] are multiplied with, for a model that wants another range:
-            1 / 255 for [0, 1], 1 / 127.5 with `offset=-1` for [-1, 1]. It is 1 by default.
-        offset: Number added after it.
-        output: String, the entry to take of a dictionary of outputs.
-        name: String, the name of the encoder.
-
-    Call arguments:
-        images: Images in [0, 255], uint8 or float, of shape (B, H, W, C).
-
-    Returns:
-        Float32 features of shape (B, D).
-
-    Raises:
-        ValueError: the model returns something that is none of the above, or whose width is unknown.
-
-    Example:
-
-    >>> backbone = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3)])
-    >>> encoder = keras_issl.encoders.Adapter(backbone, scale=1 / 255)
-    >>> tuple(encoder(np.zeros((2, 32, 32, 3), "uint8")).shape)
-    (2, 8)
-    """
-
-    OUTPUTS = ("features", "pooled_output", "sequence_output", "last_hidden_state")
-
-    def __init__(self, model, *, image_shape=None, scale=1.0, offset=0.0, output=None, name=None):
-        if not isinstance(model, keras.layers.Layer):
-            raise ValueError(f"`model` should be a keras.Model or a layer. Received: {model!r}")
-        if image_shape is None:
-            image_shape = _input_shape(model) or (None, None, 3)
-        if len(image_shape) != 3:
-            raise ValueError(f"`image_shape` should be (height, width, channels). Received: {image_shape}")
-        images = keras.Input(tuple(image_shape), name="images")
-        x = images if (scale, offset) == (1.0, 0.0) else images * float(scale) + float(offset)
-        y = _select(model(x), output, self.OUTPUTS)
-        rank = len(y.shape)
-        if rank not in (2, 3, 4):
-            raise ValueError(
-                "`model` should return features (B, D), tokens (B, T, D) or maps (B, h, w, D). "
-                f"Received: shape {tuple(y.shape)}. Add a pooling layer to it first."
-            )
-        if y.shape[-1] is None:
-            raise ValueError(
-                f"`model` should return features of a known width. Received: shape {tuple(y.shape)}. "
-                "Pass `image_shape=(height, width, channels)`."
-            )
-        features = ops.cast(y, "float32")
-        if rank > 2:
-            features = ops.mean(features, axis=tuple(range(1, rank - 1)))  # (B, D)
-        super().__init__(inputs=images, outputs=features, name=name or f"{model.name}_encoder")
-        self.model = model
-        self._config = {"image_shape": tuple(image_shape), "scale": scale, "offset": offset, "output": output}
-
-    def get_config(self):
-        """The constructor's arguments; the model inside is serialised as Keras serialises it."""
-        return {"model": keras.saving.serialize_keras_object(self.model), **self._config, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        return cls(**{**config, "model": model})
-
-
-def _input_shape(model):
-    """The (height, width, channels) a model was built for, or None."""
-    try:
-        shape = model.input_shape
-    except AttributeError:
-        return None
-    return shape[1:] if isinstance(shape, tuple) and len(shape) == 4 else None
-
-
-def _select(outputs, key, known):
-    """The one tensor among a model's outputs that holds its features."""
-    if isinstance(outputs, dict):
-        wanted = [key] if key is not None else known
-        for name in wanted:
-            if name in outputs:
-                return outputs[name]
-        raise ValueError(
-            f"`output` should name one of the model's outputs {sorted(outputs)}. Received: {key!r}"
-            + ("" if key is not None else f", and none of {list(known)} is there.")
-        )
-    if key is not None or not hasattr(outputs, "shape"):
-        raise ValueError(
-            "`model` should return one tensor, or a dictionary with `output` naming its entry. "
-            f"Received: output={key!r} and {type(outputs).__name__} of outputs. "
-            "Wrap it in a keras.Model that returns the one tensor you mean."
-        )
-    return outputs
-
-
-def feature_dim(encoder, image_shape=None):
-    """The width D of an encoder's features, known before any image is seen.
-
-    Args:
-        encoder: A `keras.Model` from images (B, H, W, C) to features (B, D).
-        image_shape: Triple (height, width, channels) of integers. A model that has not been built yet is
-            built by calling it on one black image of this shape.
-
-    Returns:
-        An integer.
-
-    Raises:
-        ValueError: the encoder returns something else than (B, D), or has no shape yet and no `image_shape`
-            is given.
-
-    Example:
-
-    >>> keras_issl.encoders.feature_dim(keras_issl.encoders.ResNet(18, image_size=32))
-    512
-    """
-    if image_shape is not None and not encoder.built:
-        outputs = encoder(np.zeros((1, *image_shape), "float32"), training=False)
-        shape = getattr(outputs, "shape", None)
-    else:
-        try:
-            shape = encoder.output_shape
-        except AttributeError:  # no functional model: it has to say or to be tried
-            shape = _inferred_shape(encoder, image_shape or (None, None, 3))
-    if not hasattr(shape, "__len__") or len(shape) != 2 or shape[-1] is None:
-        raise ValueError(
-            f"`encoder` should map images to features (batch, D) with D known. Received: output shape {shape}. "
-            "Wrap it in `keras_issl.encoders.Adapter`, and pass `image_shape` if its width depends on it."
-        )
-    return int(shape[-1])
-
-
-def image_channels(encoder):
-    """How many channels an encoder's images have: what it was built for, or 3 where it does not say.
-
-    Args:
-        encoder: A `keras.Model` from images (B, H, W, C) to features (B, D).
-    """
-    shape = getattr(encoder, "input_shape", None)
-    return shape[-1] if isinstance(shape, tuple) and len(shape) == 4 and shape[-1] else 3
-
-
-def _inferred_shape(encoder, image_shape):
-    try:
-        return keras.tree.map_shape_structure(tuple, encoder.compute_output_shape((None, *image_shape)))
-    except Exception as error:
-        raise ValueError(
-            f"`encoder` should say what it returns. Received: {encoder!r}, whose output shape for images of shape "
-            f"{image_shape} could not be inferred. Call it once on a batch, or pass `image_shape`."
-        ) from error
