@@ -8,7 +8,7 @@ import keras
 
 
 class NaNGuard(keras.callbacks.Callback):
-    """Stops training with an error at the end of the first epoch whose mean loss is not finite.
+    """Stops training with an error if the loss of the first step, or the mean loss of an epoch, is not finite.
 
     `Pretrainer.fit` brings one of its own.
 
@@ -18,13 +18,30 @@ class NaNGuard(keras.callbacks.Callback):
     Example: `model.fit(images, callbacks=[keras_issl.callbacks.NaNGuard()])`
     """
 
+    def on_train_begin(self, logs=None):
+        self.first = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.first:  # a loss that starts like this never recovers: an epoch would be lost on it
+            self.first = False
+            self._check(
+                logs,
+                "is {} at the first step, before any update. Look for NaN among the images, the augmentation's views "
+                "and the weights the encoder started from.",
+            )
+
     def on_epoch_end(self, epoch, logs=None):
+        self._check(
+            logs,
+            f"became {{}} in epoch {epoch + 1}. Checkpoints from before are untouched. "
+            "Lower the learning rate, clip gradients (`clipvalue`), or look for images with NaN.",
+        )
+
+    @staticmethod
+    def _check(logs, what):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)):
-            raise FloatingPointError(
-                f"The loss became {float(loss)} in epoch {epoch + 1}. Checkpoints from before are untouched. "
-                "Lower the learning rate, clip gradients (`clipvalue`), or look for images with NaN."
-            )
+            raise FloatingPointError("The loss " + what.format(float(loss)))
 
 
 class StopOnSignal(keras.callbacks.Callback):

@@ -6,11 +6,12 @@ former for linear probes, `MLPHead` serves for both. The table of heads is in ea
 """
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from keras_issl.distribution import BatchNormalization
 
 INITIALIZATIONS = ("small_images", "imagenet")
+OUTPUT_NORMS = (False, True, "no_bias", "no_affine")
 
 
 def check_initialization(name, value):
@@ -47,7 +48,7 @@ class _Linear(layers.Layer):
 
     def call(self, x, training=None):
         x = self.norm(self.linear(x), training=training)  # (N, units)
-        return keras.ops.relu(x) if self.relu else x
+        return ops.relu(x) if self.relu else x
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
@@ -62,9 +63,10 @@ class MLPHead(layers.Layer):
             output; its last width must equal the width of its input.
         bottleneck: Width of a last linear layer with batch normalisation and *no* ReLU before the
             output layer, or `None`. It makes the output layer a low-rank map.
-        output_norm: `False`, `True`, or `"no_bias"` (batch normalisation without a learned offset)
-            after the output layer. With `"no_bias"` or in the ImageNet initialisation the output
-            layer has no bias of its own either.
+        output_norm: What follows the output layer: `False`, nothing; `True`, batch normalisation;
+            `"no_bias"`, the same without a learned offset; `"no_affine"`, without offset and scale.
+        output_bias: Whether the output layer has a bias. By default it has, unless a normalisation follows; that of
+            the small-image recipes has one then too, which does nothing.
         initialization: `"small_images"` (normal, standard deviation 0.02; zero biases) or
             `"imagenet"` (torch's default for linear layers).
         output_stddev: Standard deviation of the output layer's kernel, if it differs from that.
@@ -92,6 +94,7 @@ class MLPHead(layers.Layer):
         output_norm=False,
         initialization="small_images",
         output_stddev=None,
+        output_bias=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -104,10 +107,13 @@ class MLPHead(layers.Layer):
                 f"Received: output_dim={output_dim}, hidden={hidden}, bottleneck={bottleneck}"
             )
         check_initialization("initialization", initialization)
-        if output_norm not in (False, True, "no_bias"):
-            raise ValueError(f'`output_norm` should be False, True or "no_bias". Received: {output_norm!r}')
+        if output_norm not in OUTPUT_NORMS:
+            raise ValueError(f"`output_norm` should be one of {OUTPUT_NORMS}. Received: {output_norm!r}")
+        if output_bias not in (None, False, True):
+            raise ValueError(f"`output_bias` should be None, False or True. Received: {output_bias!r}")
         self.output_dim, self.hidden, self.bottleneck = output_dim, hidden, bottleneck
         self.output_norm, self.initialization, self.output_stddev = output_norm, initialization, output_stddev
+        self.output_bias = output_bias
 
     def build(self, input_shape):
         width, self.blocks = input_shape[-1], []
@@ -126,12 +132,14 @@ class MLPHead(layers.Layer):
         if self.bottleneck is not None:
             self.low_rank = self._normed(self.bottleneck, width, relu=False)
             width = self.bottleneck
-        bias = not self.output_norm or (self.output_norm is True and self.initialization == "small_images")
+        bias = self.output_bias
+        if bias is None:
+            bias = not self.output_norm or (self.output_norm is True and self.initialization == "small_images")
         self.output_layer = _linear(self.output_dim, width, bias, self.initialization, self.output_stddev)
         self.output_layer.build((None, width))
         self.norm = None
         if self.output_norm:
-            self.norm = BatchNormalization(center=self.output_norm is True)
+            self.norm = BatchNormalization(center=self.output_norm is True, scale=self.output_norm != "no_affine")
             self.norm.build((None, self.output_dim))
 
     def _normed(self, units, fan_in, relu=True):
@@ -156,6 +164,7 @@ class MLPHead(layers.Layer):
 
     def get_config(self):
         names = ("output_dim", "hidden", "bottleneck", "output_norm", "initialization", "output_stddev")
+        names += ("output_bias",)
         return super().get_config() | {name: getattr(self, name) for name in names}
 
 
@@ -169,7 +178,7 @@ class LinearHead(MLPHead):
         output_dim: Width of the output.
         rank: Width of the bottleneck (the map is Linear, batch normalisation, Linear: a linear map
             of at most this rank), or `None` for one linear layer.
-        output_norm, initialization, output_stddev: As in `MLPHead`.
+        output_norm, initialization, output_stddev, output_bias: As in `MLPHead`.
 
     Input `(N, D)` features, output `(N, output_dim)`.
 
@@ -187,3 +196,102 @@ class LinearHead(MLPHead):
         config["rank"] = config.pop("bottleneck")
         config.pop("hidden")
         return config
+
+
+def unit_rows(x):
+    """The last axis scaled to unit length, in float32; a row of zeros stays one, and has a finite gradient.
+
+    Args:
+        x: (..., D).
+    """
+    x = ops.cast(x, "float32")
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+
+
+@keras.saving.register_keras_serializable(package="keras_issl")
+class PrototypeHead(layers.Layer):
+    """Cosines between features and learned prototypes, both scaled to unit length.
+
+    The length of a prototype has no effect and its gradient is orthogonal to it: weight normalisation with a
+    length fixed at 1 (DINO's last layer; SwAV instead scales the stored prototypes back after each step).
+
+    Args:
+        num_prototypes: C.
+        **kwargs: As `keras.layers.Layer`.
+
+    Input `(N, D)`, output `(N, C)` float32 in [-1, 1].
+
+    Raises:
+        ValueError: A number of prototypes that is not positive.
+
+    Source: Caron et al. 2021 (DINO), appendix on the projection head; Caron et al. 2020 (SwAV), §3.
+
+    Example:
+
+    >>> PrototypeHead(1000)(keras.ops.ones((8, 256))).shape[-1]
+    1000
+    """
+
+    def __init__(self, num_prototypes, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # float32 under every policy: these are logits
+        if not isinstance(num_prototypes, int) or num_prototypes <= 0:
+            raise ValueError(f"`num_prototypes` should be a positive integer. Received: {num_prototypes!r}")
+        self.num_prototypes = num_prototypes
+
+    def build(self, input_shape):
+        # Only directions count: any distribution without a preferred one would do.
+        self.kernel = self.add_weight(
+            shape=(self.num_prototypes, input_shape[-1]),
+            initializer=keras.initializers.RandomNormal(stddev=input_shape[-1] ** -0.5),
+            dtype="float32",
+            autocast=False,
+            name="prototypes",
+        )
+
+    def call(self, x, frozen=None):
+        """`frozen` is a scalar tensor, 1 where the prototypes should get no gradient, else 0."""
+        prototypes = unit_rows(self.kernel)  # (C, D)
+        if frozen is not None:
+            still, frozen = ops.stop_gradient(prototypes), ops.cast(frozen, "float32")
+            prototypes = frozen * still + (1.0 - frozen) * prototypes
+        return ops.matmul(unit_rows(x), ops.transpose(prototypes))  # (N, C)
+
+    def compute_output_shape(self, input_shape, frozen=None):
+        return (*input_shape[:-1], self.num_prototypes)
+
+    def get_config(self):
+        return super().get_config() | {"num_prototypes": self.num_prototypes}
+
+
+def probe_head(layer, width, output_dim):
+    """Builds a user's layer for features of a width, and holds it against the outputs that the objective needs.
+
+    Args:
+        layer: A `keras.layers.Layer` from features (N, D) to outputs (N, E).
+        width: D.
+        output_dim: E, the number of classes or the width of the projections.
+
+    Returns:
+        The layer.
+
+    Raises:
+        ValueError: The layer does not take such features, as when it has been built for others, or its outputs are of
+            another shape.
+    """
+    try:
+        outputs = layer(keras.KerasTensor((None, width), dtype="float32"))  # symbolic: it builds what is not built yet
+    except Exception as error:
+        raise ValueError(
+            f"`probe` should be a layer that takes the encoder's features, (N, {width}). Received: {layer!r}, which "
+            f"fails on them with {type(error).__name__}: {error} A layer that was used elsewhere keeps the width it "
+            "was built for: pass a new one."
+        ) from error
+    shape = getattr(outputs, "shape", None)
+    if shape is None or len(shape) != 2 or shape[-1] != output_dim:
+        returned = type(outputs).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(
+            f"`probe` should be a layer from features (N, {width}) to outputs (N, {output_dim}), as wide as those of "
+            f"the teacher head. Received: {layer!r}, which returns {returned}. End it in "
+            f"keras.layers.Dense({output_dim}), or change the width of the objective."
+        )
+    return layer

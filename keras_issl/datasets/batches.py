@@ -171,6 +171,29 @@ def drop_incomplete(data):
     return data, None
 
 
+def count_batches(data):
+    """How many batches an epoch of what `fit` takes has, or None if it does not say.
+
+    Args:
+        data: as `drop_incomplete`.
+
+    Example:
+
+    ```python
+    steps = count_batches(Batches(images, batch_size=64))
+    ```
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    if "tensorflow.DatasetV2" in _kinds(data):
+        count = int(data.cardinality())
+        return count if count >= 0 else None  # negative: unknown or infinite
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
 def _kinds(data):
     """Package and name of each class that `data` is an instance of: no package need be imported to ask."""
     return {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}

@@ -1,24 +1,39 @@
 """The training model: images -> views -> features -> objective, under plain `compile` and `fit`."""
 
-import warnings
+import contextlib
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_issl import datasets, distribution, encoders, provenance
+from keras_issl import datasets, distribution, encoders, moving_average, provenance
 from keras_issl.callbacks import NaNGuard
+from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
 
-DEFAULT_BATCH_SIZE = 256
+
+@contextlib.contextmanager
+def _plain_errors():
+    """Errors within come out of `fit` as they are: Keras would wrap them in a page on the arguments of `call`."""
+    try:
+        yield
+    except ValueError as error:
+        error._keras_call_info_injected = True  # what Keras marks an error with that has said enough
+        raise
 
 
-def _is_array(x):
-    """Whether `fit` would slice it: an array or tensor, not a stream of batches."""
-    return hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, keras.utils.PyDataset)
+def _check_width(objective, width):
+    """Refuses an objective whose heads were built for other features."""
+    known = objective.get_build_config() or {}
+    built = known.get("input_shape") or known.get("shapes_dict", {}).get("student_features_shape")
+    if built is not None and built[-1] != width:
+        raise ValueError(
+            f"`objective` should be new, or built for the {width} features of this encoder. Received: "
+            f"{type(objective).__name__}, whose heads were built for {built[-1]}."
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
-class Pretrainer(keras.Model):
+class Pretrainer(Feeding, keras.Model):
     """Trains an encoder without labels: an augmentation makes views, an objective scores their features.
 
     Args:
@@ -35,11 +50,18 @@ class Pretrainer(keras.Model):
     with a fixed seed, in inference mode. `predict` gives features, (N, D) float32. The encoder stays
     a model of its own: `model.encoder.predict`, `model.encoder.save`.
 
+    For an objective with `teacher_momentum`, `model.teacher_encoder` is a moving average of the encoder, weights and
+    batch statistics: it starts from the encoder's values, moves once a step before the forward pass, and is saved with
+    the model. (The average of the last step is thus taken when the next one begins.) Schedules of the objective run
+    along the epochs that `fit` counts: to go on with a run, pass `initial_epoch`.
+
     Besides the loss, logs hold what the objective declares in `log_names`.
 
     Raises:
         ValueError: The encoder's features are not (N, D); the augmentation gives fewer views than
-            the objective needs; images of the wrong rank, empty, or with NaN or infinite values.
+            the objective needs, or more than it can use; the encoder cannot be copied for a moving average; images of
+            the wrong rank, empty, or with NaN or infinite values; a run that is too short for the objective's
+            schedules, or of unknown length.
 
     Source: Dubois et al. 2022, §5.
 
@@ -54,22 +76,29 @@ class Pretrainer(keras.Model):
     def __init__(self, encoder, objective, augmentation=None, *, seed=0, **kwargs):
         # Views are made from uint8 or float32 images: nothing may round the input to bfloat16 first.
         super().__init__(autocast=False, **kwargs)
-        if objective.teacher_momentum is not None:
-            raise ValueError(
-                "`objective` should not ask for a moving-average teacher: this version has none. "
-                f"Received: {objective.name} with teacher_momentum={objective.teacher_momentum}"
-            )
         self.encoder, self.objective, self.augmentation, self.seed = encoder, objective, augmentation, seed
         # Everything is built here: values assigned while `fit` builds a model are lost in its scope.
         width = encoders.feature_dim(encoder)
-        if not objective.built:
+        if objective.built:
+            _check_width(objective, width)
+        else:
             objective.build((objective.num_views, None, width))
             objective.built = True
+        self.teacher_encoder = None
+        if objective.teacher_momentum is not None:
+            with encoders.from_zeros():  # its values are the encoder's
+                self.teacher_encoder = moving_average.follower(encoder)
         provenance.note(encoder, probe=provenance.probe_family(objective))
         self.steps = self.add_weight(shape=(), dtype="int32", trainable=False, initializer="zeros", name="steps")
         self.log_trackers = {name: keras.metrics.Mean(name=name) for name in objective.log_names}
         self._said_drop, self._scoring = False, False
         self.built = True
+
+    @property
+    def teacher_pairs(self):
+        """[(layer, its moving average)]: the encoder and the objective's heads; empty without a teacher."""
+        encoder = [] if self.teacher_encoder is None else [(self.encoder, self.teacher_encoder)]
+        return [*encoder, *self.objective.teacher_pairs]
 
     # ------------------------------------------------------------------ one step
     def views(self, images, training=True):
@@ -85,32 +114,74 @@ class Pretrainer(keras.Model):
             views = self.augmentation(images, training=training)
         else:
             views = self.augmentation(images)
-        if not isinstance(views, (list, tuple)) or len(views) < self.objective.num_views:
-            count = len(views) if isinstance(views, (list, tuple)) else type(views).__name__
-            raise ValueError(
-                f"`augmentation` should return a list of at least {self.objective.num_views} views for "
-                f"{type(self.objective).__name__}. Received: {count}. "
-                f"Pass num_views={self.objective.num_views} to it."
-            )
+        with _plain_errors():
+            self._check_views(views)
         return list(views)
+
+    def _check_views(self, views):
+        needed, kind = self.objective.num_views, type(self.objective).__name__
+        count = len(views) if isinstance(views, (list, tuple)) else type(views).__name__
+        if not isinstance(count, int) or count < needed:
+            raise ValueError(
+                f"`augmentation` should return a list of at least {needed} views for {kind}. Received: {count}. "
+                f"Pass num_views={needed} to it."
+            )
+        if count > needed and not self.objective.multi_crop:
+            raise ValueError(
+                f"`augmentation` should return {needed} views for {kind}, which does not define multi-crop. Received: "
+                f"{count}. Use augmentations.SimCLR, or an objective that takes small crops: DISSL, DINO or SwAV."
+            )
+        sizes = [tuple(view.shape[1:3]) for view in views]
+        large = sizes[: self.objective.num_teacher_views]
+        if len(set(large)) > 1 or any(height * width > large[0][0] * large[0][1] for height, width in sizes):
+            raise ValueError(
+                f"`augmentation` should return the {len(large)} large views that the teacher sees first, all of one "
+                f"size, and then smaller ones. Received: views of {', '.join(f'{h}x{w}' for h, w in sizes)} pixels."
+            )
 
     def features(self, views, training=True):
         """Features (V, B, D) of a list of V views; views of one size go through the encoder together."""
+        with _plain_errors():
+            for view in views:
+                encoders.check_images(self.encoder, view.shape)
+        return self._encode(views, lambda x: self.encoder(x, training=training))
+
+    def teacher_features(self, views, training=True):
+        """The moving-average encoder's features (T, B, D) of the first T views, without gradient."""
+        views = views[: self.objective.num_teacher_views]
+        return self._encode(views, lambda x: moving_average.forward(self.teacher_encoder, x, training=training))
+
+    @staticmethod
+    def _encode(views, encoder):
         stacked, start = [], 0
         while start < len(views):
             shape, end = tuple(views[start].shape[1:]), start + 1
             while end < len(views) and tuple(views[end].shape[1:]) == shape:
                 end += 1
             group = views[start] if end == start + 1 else ops.concatenate(views[start:end], axis=0)  # (k·B, h, w, C)
-            x = self.encoder(group, training=training)  # (k·B, D)
+            x = encoder(group)  # (k·B, D)
             stacked.append(ops.reshape(x, (end - start, -1, x.shape[-1])))  # (k, B, D)
             start = end
         return stacked[0] if len(stacked) == 1 else ops.concatenate(stacked, axis=0)
 
     def outputs(self, images, training=True):
         """The objective's outputs for the views of a batch of images."""
-        features = self.features(self.views(images, training=training), training=training)
-        return self.objective(features, training=training)
+        views = self.views(images, training=training)
+        teacher_features = None
+        if self.teacher_encoder is not None:
+            if training:
+                self._move_teacher()
+            teacher_features = self.teacher_features(views, training=training)  # (T, B, D)
+        features = self.features(views, training=training)  # (V, B, D)
+        return self.objective(features, teacher_features, training=training)
+
+    def _move_teacher(self):
+        """Takes the step before into the moving average, now that the optimizer has finished it; the first has none."""
+        # At the momentum of the step that produced the weights. Without one, m = 1 keeps the teacher bit for bit.
+        before = ops.maximum(self.steps - 1, 0)
+        momentum = ops.where(self.steps > 0, ops.cast(self.objective.momentum(before), "float32"), 1.0)
+        for layer, copy in self.teacher_pairs:
+            moving_average.follow(layer, copy, momentum)
 
     def call(self, images, training=None):
         images = self._to_encoder_channels(images)
@@ -160,6 +231,21 @@ class Pretrainer(keras.Model):
         if jit_compile == "auto":
             jit_compile = distribution.jit_compile_default()
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of one that scales the loss
+        steps = getattr(inner, "gradient_accumulation_steps", None)
+        if steps and (self.objective.needs_batch_statistics or self.teacher_pairs):
+            kind = type(self.objective).__name__
+            raise ValueError(
+                "`optimizer` should not accumulate gradients over batches: "
+                + (
+                    f"{kind} is a function of the whole batch, and the mean over its parts is another objective. "
+                    if self.objective.needs_batch_statistics
+                    else f"the moving averages of {kind} would move with every part. "
+                )
+                + f"Received: gradient_accumulation_steps={steps}. Use a smaller `batch_size` or lower precision."
+            )
+        for layer, copy in self.teacher_pairs:
+            moving_average.hold(layer, copy)
 
     def compile_from_config(self, config):
         """Compiles a model that was loaded from a `.keras` file."""
@@ -191,6 +277,7 @@ class Pretrainer(keras.Model):
             pair = validation_data if isinstance(validation_data, tuple) else (validation_data, None)
             size = kwargs.pop("validation_batch_size", None) or batch_size
             validation_data, _ = self._stream(pair[0], None, size, shuffle=False, fit=False)
+        self._begin_run(x, epochs, kwargs.get("initial_epoch", 0), steps_per_epoch)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
             reorder, steps_per_epoch = False, None  # the batches hold them
@@ -214,6 +301,15 @@ class Pretrainer(keras.Model):
             return callbacks
         return [extra, *keras.tree.flatten(callbacks or [])]
 
+    def train_on_batch(self, *args, **kwargs):
+        """As `keras.Model.train_on_batch`; where schedules need it, after `objective.set_run_length`."""
+        if self.objective.uses_run_length and not int(self.objective.epoch_steps):
+            raise ValueError(
+                f"The schedules of {type(self.objective).__name__} need the length of the run, which `fit` knows. "
+                "Before `train_on_batch`, call `model.objective.set_run_length(epochs, steps_per_epoch)`."
+            )
+        return super().train_on_batch(*args, **kwargs)
+
     def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
         """As `keras.Model.evaluate`: the loss on views drawn with a fixed seed, in inference mode."""
         if not kwargs.get("_use_cached_eval_dataset"):  # else `fit` calls, and has prepared the data
@@ -235,7 +331,7 @@ class Pretrainer(keras.Model):
             **kwargs: As `keras.Model.predict`.
         """
         x = datasets.as_py_dataset(x[0] if isinstance(x, tuple) else x)
-        if isinstance(x, datasets.ImageDataset) or _is_array(x):
+        if isinstance(x, datasets.ImageDataset) or is_array(x):
             images = x.images if isinstance(x, datasets.ImageDataset) else datasets.as_images(x, self._channels())
             x = datasets.Batches(images, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=False)
             batch_size = None
@@ -244,73 +340,6 @@ class Pretrainer(keras.Model):
             return super().predict(x, batch_size=batch_size, verbose=verbose, **kwargs)
         finally:
             self._scoring = scoring
-
-    def _hold_out(self, x, y, fraction, validation_data):
-        if not _is_array(x) or not 0 < fraction < 1 or validation_data is not None:
-            raise ValueError(
-                "`validation_split` should be a fraction between 0 and 1, of an array of images, without "
-                f"`validation_data`. Received: validation_split={fraction}, x of type {type(x).__name__}"
-            )
-        cut = round(len(x) * (1 - fraction))
-        return x[:cut], None if y is None else y[:cut], (x[cut:],)
-
-    def _channels(self):
-        return encoders.image_channels(self.encoder)
-
-    def _stream(self, x, y, batch_size, shuffle, steps=None, fit=True):
-        """Turns images into batches of our own, and drops incomplete batches where they change the loss."""
-        whole = self.objective.needs_batch_statistics
-        if isinstance(x, tuple) and y is None and 1 <= len(x) <= 2:
-            x = x[0]
-        if isinstance(x, datasets.ImageDataset):
-            images = x.images
-        elif _is_array(x):
-            images = datasets.as_images(x, self._channels())
-            datasets.check_range(images)
-        else:
-            return self._checked_stream(x, whole, steps), y
-        count = len(images)
-        if count == 0:
-            raise ValueError("`x` should hold at least one image. Received an empty array.")
-        size = batch_size or min(DEFAULT_BATCH_SIZE, count)
-        size = size if fit else min(size, count)
-        self._check_batch_size(size)
-        if whole and size <= count and count % size:
-            self._say_drop(f"{count % size} images of the incomplete last batch")
-        order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
-        return datasets.Batches(images, batch_size=size, drop_last=whole, **order), None
-
-    def _checked_stream(self, x, whole, steps):
-        """A stream of batches without an incomplete last one; what can be seen of it ahead of time is checked."""
-        x = datasets.as_py_dataset(x)
-        if isinstance(x, datasets.Batches) and steps is not None:
-            x = x.replace(steps_per_epoch=steps)
-        if isinstance(x, keras.utils.PyDataset) and x.num_batches != 0:
-            batch = x[0]
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            self._check_batch_size(len(images))
-            datasets.as_images(images, self._channels())
-        if whole:
-            x, dropped = datasets.drop_incomplete(x)
-            if dropped:
-                self._say_drop("the incomplete last batch")
-        return x
-
-    def _check_batch_size(self, size):
-        if self.objective.needs_batch_statistics and size < 2:
-            raise ValueError(
-                f"`batch_size` should be at least 2 images for {type(self.objective).__name__}, whose loss compares "
-                f"the images of a batch. Received: {size}"
-            )
-
-    def _say_drop(self, left):
-        if not self._said_drop:
-            warnings.warn(
-                f"{type(self.objective).__name__} couples the images of a batch, so {left} will be left out of "
-                "every epoch. A batch size that divides the number of images avoids this.",
-                stacklevel=4,
-            )
-            self._said_drop = True
 
     # ------------------------------------------------------------------ saving
     def _seed_states(self):

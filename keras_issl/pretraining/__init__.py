@@ -1,0 +1,5 @@
+"""The training model: images -> views -> features -> objective, under plain `compile` and `fit`."""
+
+from keras_issl.pretraining.pretrainer import Pretrainer
+
+__all__ = ["Pretrainer"]

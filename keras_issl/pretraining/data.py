@@ -1,0 +1,118 @@
+"""What `fit` and `evaluate` take, turned into batches, and held against the objective before anything is trained."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_issl import datasets, encoders
+
+DEFAULT_BATCH_SIZE = 256
+
+
+def is_array(x):
+    """Whether `fit` would slice it: an array or tensor, not a stream of batches."""
+    return hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, keras.utils.PyDataset)
+
+
+class Feeding:
+    """Mixin of the `Pretrainer`: data in, batches out."""
+
+    def _hold_out(self, x, y, fraction, validation_data):
+        if not is_array(x) or not 0 < fraction < 1 or validation_data is not None:
+            raise ValueError(
+                "`validation_split` should be a fraction between 0 and 1, of an array of images, without "
+                f"`validation_data`. Received: validation_split={fraction}, x of type {type(x).__name__}"
+            )
+        cut = round(len(x) * (1 - fraction))
+        return x[:cut], None if y is None else y[:cut], (x[cut:],)
+
+    def _channels(self):
+        return encoders.image_channels(self.encoder)
+
+    def _stream(self, x, y, batch_size, shuffle, steps=None, fit=True):
+        """Turns images into batches of our own, and drops incomplete batches where they change the loss."""
+        whole = self.objective.needs_batch_statistics
+        if isinstance(x, tuple) and y is None and 1 <= len(x) <= 2:
+            x = x[0]
+        if isinstance(x, datasets.ImageDataset):
+            images = x.images
+        elif is_array(x):
+            images = datasets.as_images(x, self._channels())
+            datasets.check_range(images)
+        else:
+            return self._checked_stream(x, whole, steps), y
+        count = len(images)
+        if count == 0:
+            raise ValueError("`x` should hold at least one image. Received an empty array.")
+        size = batch_size or min(DEFAULT_BATCH_SIZE, count)
+        size = size if fit else min(size, count)
+        self._check_batch_size(size)
+        if whole and size <= count and count % size:
+            self._say_drop(f"{count % size} images of the incomplete last batch")
+        order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
+        return datasets.Batches(images, batch_size=size, drop_last=whole, **order), None
+
+    def _checked_stream(self, x, whole, steps):
+        """A stream of batches without an incomplete last one; what can be seen of it ahead of time is checked."""
+        x = datasets.as_py_dataset(x)
+        if isinstance(x, datasets.Batches) and steps is not None:
+            x = x.replace(steps_per_epoch=steps)
+        if isinstance(x, keras.utils.PyDataset) and x.num_batches != 0:
+            batch = x[0]
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            self._check_batch_size(len(images))
+            datasets.as_images(images, self._channels())
+        if whole:
+            x, dropped = datasets.drop_incomplete(x)
+            if dropped:
+                self._say_drop("the incomplete last batch")
+        return x
+
+    def _check_batch_size(self, size):
+        if self.objective.needs_batch_statistics and size < 2:
+            raise ValueError(
+                f"`batch_size` should be at least 2 images for {type(self.objective).__name__}, whose loss compares "
+                f"the images of a batch. Received: {size}"
+            )
+
+    def _say_drop(self, left):
+        if not self._said_drop:
+            warnings.warn(
+                f"{type(self.objective).__name__} couples the images of a batch, so {left} will be left out of "
+                "every epoch. A batch size that divides the number of images avoids this.",
+                stacklevel=4,
+            )
+            self._said_drop = True
+
+    def _begin_run(self, x, epochs, initial_epoch, steps):
+        """Holds the run against the objective and the encoder before anything is trained."""
+        objective, kind = self.objective, type(self.objective).__name__
+        steps = steps or datasets.count_batches(x)
+        size = x.batch_size if isinstance(x, datasets.Batches) else None
+        objective.check_run(batch_size=size, epochs=epochs, steps_per_epoch=steps)
+        if objective.uses_run_length:
+            if steps is None:
+                raise ValueError(
+                    f"`steps_per_epoch` should be given: the schedules of {kind} end with the run, and this stream "
+                    f"does not say how long it is. Received: x of type {type(x).__name__}"
+                )
+            # The schedules run along the epochs that this call counts: a second `fit` is a run of its own.
+            objective.set_run_length(epochs, steps, first_step=int(self.steps) - initial_epoch * steps)
+        if isinstance(x, datasets.Batches) and not isinstance(self.encoder, encoders.ResNet) and not int(self.steps):
+            self._check_features(x)
+
+    def _check_features(self, batches):
+        """A foreign encoder is tried on two images: after a step NaN would be everywhere."""
+        batch = batches.batch(0, 0)
+        images = batch[0] if isinstance(batch, tuple) else batch
+        views = self.views(self._to_encoder_channels(images[:2]), training=False)
+        features = ops.convert_to_numpy(self.encoder.predict_on_batch(views[0]))
+        if not np.isfinite(features).all():
+            raise ValueError(
+                "`encoder` should return finite features. Received: "
+                f"{self.encoder.name}, whose features of the first two images hold NaN or infinite values, before any "
+                "training. Look at its weights, and at the range of its input: images are in [0, 255] "
+                "(encoders.Adapter takes `scale` and `offset`)."
+            )
