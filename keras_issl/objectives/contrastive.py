@@ -4,32 +4,19 @@ import keras
 from keras import ops
 
 from keras_issl import distribution
-from keras_issl.heads import MLPHead, check_initialization
-from keras_issl.objectives.base import Objective, apply_head, build_heads, check_positive, check_views
+from keras_issl.heads import MLPHead, check_initialization, probe_head
+from keras_issl.objectives.base import (
+    Objective,
+    apply_head,
+    build_heads,
+    check_pair,
+    check_positive,
+    flat,
+    unit_rows,
+)
 
 MLP_PROBE = (2048, 2048)  # hidden widths of an MLP probe, and of heads matched to it
 MASKED = -1e9  # in place of -inf, whose gradient through a softmax is NaN on some backends
-
-
-def _unit_rows(x):
-    """The last axis scaled to unit length, in float32."""
-    x = ops.cast(x, "float32")
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
-
-
-def _flat(x):
-    return ops.reshape(x, (-1, x.shape[-1]))  # (2, B, D) -> (2B, D)
-
-
-def _check_pair(name, tensor):
-    check_views(name, tensor, 2)
-    if tensor.shape[0] != 2:
-        raise ValueError(f"`{name}` should hold exactly 2 views, (2, batch, width). Received: {tuple(tensor.shape)}")
-    if tensor.shape[1] == 1:
-        raise ValueError(
-            f"`{name}` should hold a batch of at least 2 images: with one there are no negatives to contrast it "
-            f"with. Received shape: {tuple(tensor.shape)}. Use a larger `batch_size`."
-        )
 
 
 def cissl_loss(*, student, teacher, temperature=0.07):
@@ -60,14 +47,9 @@ def cissl_loss(*, student, teacher, temperature=0.07):
     """
     check_positive(temperature=temperature)
     student, teacher = ops.convert_to_tensor(student), ops.convert_to_tensor(teacher)
-    _check_pair("student", student)
-    _check_pair("teacher", teacher)
-    if any(a != b for a, b in zip(student.shape, teacher.shape, strict=True) if None not in (a, b)):
-        raise ValueError(
-            f"`student` and `teacher` should have one shape. Received: {tuple(student.shape)}, {tuple(teacher.shape)}"
-        )
-    s, t = _unit_rows(student), _unit_rows(teacher)  # (2, B, D)
-    logits = ops.matmul(_flat(s), ops.transpose(distribution.gather(_flat(t)))) / temperature  # (2B, global 2B)
+    check_pair(least_images=2, student=student, teacher=teacher)
+    s, t = unit_rows(student), unit_rows(teacher)  # (2, B, D)
+    logits = ops.matmul(flat(s), ops.transpose(distribution.gather(flat(t)))) / temperature  # (2B, global 2B)
     own = ops.sum(s * t, axis=-1) / temperature  # (2, B)
     positive = ops.sum(s * ops.flip(t, axis=0), axis=-1) / temperature  # (2, B): the other view's teacher
     return ops.mean(ops.logsumexp(logits, axis=-1)) - 0.5 * ops.mean(own + positive)
@@ -94,9 +76,9 @@ def simclr_loss(projections, *, temperature=0.07):
     """
     check_positive(temperature=temperature)
     projections = ops.convert_to_tensor(projections)
-    _check_pair("projections", projections)
-    z = _unit_rows(projections)  # (2, B, D)
-    rows = _flat(z)  # (2B, D)
+    check_pair(least_images=2, projections=projections)
+    z = unit_rows(projections)  # (2, B, D)
+    rows = flat(z)  # (2B, D)
     logits = ops.matmul(rows, ops.transpose(distribution.gather(rows))) / temperature  # (2B, global 2B)
     index = ops.arange(ops.shape(rows)[0])
     logits = ops.where(index[:, None] == index[None, :], MASKED, logits)  # a view does not predict itself
@@ -139,7 +121,7 @@ class _Contrastive(Objective):
 
 def _alignment(a, b):
     """Mean cosine between one view's projection and the other view's: 1 when invariant."""
-    return ops.stop_gradient(ops.mean(ops.sum(_unit_rows(a) * ops.flip(_unit_rows(b), axis=0), axis=-1)))
+    return ops.stop_gradient(ops.mean(ops.sum(unit_rows(a) * ops.flip(unit_rows(b), axis=0), axis=-1)))
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
@@ -160,7 +142,8 @@ class CISSL(_Contrastive):
     It reports `alignment`: the mean cosine between the student's view and the teacher's other view.
 
     Raises:
-        ValueError: A temperature or width that is not above 0, an unknown probe or initialisation.
+        ValueError: A temperature or width that is not above 0, an unknown probe or initialisation, or a probe layer
+            of another width than `output_dim`.
 
     Source: Dubois et al. 2022, §5.1; heads: appendix.
 
@@ -188,7 +171,7 @@ class CISSL(_Contrastive):
         norm = {"output_norm": "no_bias" if imagenet else True}
         self.teacher_head = self._head(self._hidden(MLP_PROBE if self.probe == "mlp" else None), **norm)
         if isinstance(self.probe, keras.layers.Layer):
-            self.student_head = self.probe
+            self.student_head = probe_head(self.probe, student_features_shape[-1], self.output_dim)
         elif self.probe == "mlp":
             self.student_head = self._head(MLP_PROBE)
         else:

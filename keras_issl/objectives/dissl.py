@@ -6,8 +6,15 @@ import keras
 from keras import ops
 
 from keras_issl import distribution
-from keras_issl.heads import MLPHead, check_initialization
-from keras_issl.objectives.base import Objective, apply_head, build_heads, check_positive, check_views
+from keras_issl.heads import MLPHead, check_initialization, probe_head
+from keras_issl.objectives.base import (
+    Objective,
+    apply_head,
+    build_heads,
+    check_positive,
+    check_views,
+    mean_of,
+)
 
 LOG_NAMES = (
     "distillation",
@@ -19,10 +26,6 @@ LOG_NAMES = (
     "kl_distillation",
     "effective_classes",
 )
-
-
-def _mean(tensors):
-    return sum(tensors) / len(tensors)
 
 
 def _cross_entropy(p, log_q):
@@ -60,7 +63,7 @@ def dissl_loss(
         teacher_temperature: τ_t, above 0; logits enter before it.
         student_temperature: τ_s, above 0.
         maximality_weight: λ.
-        invariance_weight: β.
+        invariance_weight: β, a number or a float32 scalar.
 
     Returns:
         A float32 scalar and a dict of float32 scalars (without gradient), in nats:
@@ -97,15 +100,15 @@ def dissl_loss(
     log_q, log_p = [log_q[i] for i in teachers], [log_p[j] for j in students]
     q = [ops.exp(x) for x in log_q]  # T × (B, C)
 
-    distillation = _mean([_cross_entropy(q[i], log_p[j]) for i in teachers for j in students if j != i])
-    invariance = _mean([_cross_entropy(q[i], log_q[k]) for i in teachers for k in teachers if k != i])
+    distillation = mean_of([_cross_entropy(q[i], log_p[j]) for i in teachers for j in students if j != i])
+    invariance = mean_of([_cross_entropy(q[i], log_q[k]) for i in teachers for k in teachers if k != i])
     marginals = [distribution.global_mean(x) for x in q]  # T × (C,)
     # A class of probability 0 contributes 0; the floor keeps its gradient finite.
-    marginal_entropy = _mean([-ops.sum(m * ops.log(ops.maximum(m, 1e-30))) for m in marginals])
+    marginal_entropy = mean_of([-ops.sum(m * ops.log(ops.maximum(m, 1e-30))) for m in marginals])
     loss = distillation - maximality_weight * marginal_entropy + invariance_weight * invariance
 
-    conditional_entropy = _mean([_cross_entropy(q[i], log_q[i]) for i in teachers])
-    same_view = _mean([_cross_entropy(q[i], log_p[i]) for i in teachers])
+    conditional_entropy = mean_of([_cross_entropy(q[i], log_q[i]) for i in teachers])
+    same_view = mean_of([_cross_entropy(q[i], log_p[i]) for i in teachers])
     logs = {
         "distillation": distillation,
         "invariance": invariance,
@@ -162,6 +165,9 @@ class DISSL(Objective):
         student_temperature: τ_s.
         maximality_weight: λ; the paper tunes it in [1.8, 2.8].
         invariance_weight: β; 0.8 on small images (tune in [0.4, 1]), 0.6 on ImageNet.
+        invariance_warmup_steps: N, steps in which β rises or falls linearly from λ to its value: with n finished
+            steps it is λ + (β − λ)·min((n + 1) / N, 1). 1000 for the paper's run of 800 epochs. (The authors' code
+            does so from its second step on; its first differs.)
         teacher_hidden: Hidden blocks of the teacher head, as in `heads.MLPHead`. By default 1024 on
             small images; on ImageNet a residual block of two 2048 for features of that width, else
             Linear 512 and a residual block 2048, 2048, 512.
@@ -170,11 +176,14 @@ class DISSL(Objective):
         probe: `"linear"`: a low-rank linear student head; `"mlp"`: two hidden layers of 2048 (small
             images) or the teacher's stack (ImageNet); or a layer from features (N, D) to logits (N, C).
 
+    It takes small crops too (multi-crop): the student sees all views, the teacher the first two.
+
     It reports the logs of `dissl_loss`, and `classes_used`: how many classes were the most probable
     one of some training view in the epoch.
 
     Raises:
-        ValueError: A class number, width or temperature that is not above 0, an unknown probe.
+        ValueError: A class number, width or temperature that is not above 0, an unknown probe, a probe layer of
+            another width than C, or a warm-up that is longer than the run.
 
     Source: Dubois et al. 2022, §5.2; heads: appendix on implementation.
 
@@ -186,6 +195,7 @@ class DISSL(Objective):
     """
 
     log_names = LOG_NAMES
+    multi_crop = True
 
     def __init__(
         self,
@@ -198,6 +208,7 @@ class DISSL(Objective):
         bottleneck=512,
         heads="small_images",
         probe="linear",
+        invariance_warmup_steps=0,
         **kwargs,
     ):
         super().__init__(probe=probe, **kwargs)
@@ -213,6 +224,12 @@ class DISSL(Objective):
         self.maximality_weight, self.invariance_weight = maximality_weight, invariance_weight
         self.teacher_hidden, self.bottleneck = teacher_hidden, bottleneck
         self.heads = heads
+        if not isinstance(invariance_warmup_steps, int) or invariance_warmup_steps < 0:
+            raise ValueError(
+                "`invariance_warmup_steps` should be a number of steps, 0 for none. "
+                f"Received: {invariance_warmup_steps!r}"
+            )
+        self.invariance_warmup_steps = invariance_warmup_steps
         self.distinct_classes = DistinctClasses(num_classes)
 
     def _head(self, hidden, last):
@@ -238,7 +255,7 @@ class DISSL(Objective):
         stack = self._teacher_stack(width)
         small = self.heads == "small_images"
         if isinstance(self.probe, keras.layers.Layer):
-            self.student_head = self.probe
+            self.student_head = probe_head(self.probe, width, self.num_classes)
         elif self.probe == "mlp":
             student = ((2048, 2048), "linear") if small else stack
             stack = student if self.teacher_hidden is None else stack
@@ -263,8 +280,24 @@ class DISSL(Objective):
             teacher_temperature=self.teacher_temperature,
             student_temperature=self.student_temperature,
             maximality_weight=self.maximality_weight,
-            invariance_weight=self.invariance_weight,
+            invariance_weight=self.current_invariance_weight(step),
         )
+
+    def current_invariance_weight(self, step):
+        """β after `step` finished steps: a number, or a float32 scalar while there is a warm-up."""
+        if not self.invariance_warmup_steps:
+            return self.invariance_weight
+        done = ops.minimum((ops.cast(step, "float32") + 1.0) / self.invariance_warmup_steps, 1.0)
+        return self.maximality_weight + (self.invariance_weight - self.maximality_weight) * done
+
+    def check_run(self, *, batch_size, epochs, steps_per_epoch):
+        steps = None if steps_per_epoch is None else epochs * steps_per_epoch
+        if steps is not None and steps < self.invariance_warmup_steps:
+            raise ValueError(
+                f"`invariance_warmup_steps` should be at most the {steps} steps of the run, {epochs} epochs of "
+                f"{steps_per_epoch}: else β never reaches its value. Received: {self.invariance_warmup_steps}. Train "
+                "longer, or warm up for fewer steps."
+            )
 
     def get_config(self):
         names = (
@@ -276,5 +309,6 @@ class DISSL(Objective):
             "teacher_hidden",
             "bottleneck",
             "heads",
+            "invariance_warmup_steps",
         )
         return super().get_config() | {name: getattr(self, name) for name in names}

@@ -38,7 +38,7 @@ from keras_issl.zoo.layout import (
 )
 
 ENCODERS = {"ResNet": encoders.ResNet}
-OBJECTIVES = {name: getattr(objectives, name) for name in ("CISSL", "DISSL", "SimCLR")}
+OBJECTIVES = {name: getattr(objectives, name) for name in objectives.__all__ if name != "Objective"}
 
 
 class ObjectiveModel(keras.Model):
