@@ -1,7 +1,8 @@
 """Random views of image batches, on the device, with one independent draw per image and view.
 
-Two families, both Keras layers from `(B, H, W, C)` images in [0, 255] to a list of `V` float32 views in [0, 255]:
-`SimCLR` for photographs, `Affine` for everything whose label a mirror or a change of colour may destroy.
+Keras layers from `(B, H, W, C)` images in [0, 255] to a list of `V` float32 views in [0, 255], of two families:
+`SimCLR` for photographs (and `MultiCrop`, its large views with small ones beside them), `Affine` for everything whose
+label a mirror or a change of colour may destroy.
 
 Under every random draw lies a deterministic, batched function (`crop_and_resize`, `adjust_hue`, ...) with one
 parameter per image. They follow torchvision's transforms on Pillow images, with one difference: Pillow rounds to
@@ -23,11 +24,13 @@ from keras_issl.augmentations.functional import (
     gaussian_blur,
     to_grayscale,
 )
+from keras_issl.augmentations.multi_crop import MultiCrop
 from keras_issl.augmentations.simclr import PRESETS, SimCLR
 
 __all__ = [
     "PRESETS",
     "Affine",
+    "MultiCrop",
     "SimCLR",
     "adjust_brightness",
     "adjust_contrast",
