@@ -145,6 +145,30 @@ def test_a_users_own_encoder_loads_only_when_named(tmp_path):
     np.testing.assert_array_equal(encoder.predict(IMAGES, verbose=0), again.predict(IMAGES, verbose=0))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class BuiltByACall(keras.Model):
+    """Its weights exist once it has seen images, not once it is made."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(4)
+
+    def call(self, images):
+        return self.dense(ops.mean(ops.cast(images, "float32"), axis=(1, 2)))
+
+
+def test_an_encoder_that_could_not_be_loaded_is_not_saved(tmp_path):
+    encoder = BuiltByACall()
+    encoder(IMAGES[:2])
+    with pytest.raises(ValueError, match="Adapter"):
+        keras_issl.save_preset(encoder, tmp_path / "own")
+    assert not list(tmp_path.iterdir())
+    adapted = keras_issl.encoders.Adapter(encoder)
+    keras_issl.save_preset(adapted, tmp_path / "own")
+    again = keras_issl.from_preset(tmp_path / "own", custom_objects={"Adapter": keras_issl.encoders.Adapter})
+    np.testing.assert_array_equal(adapted.predict(IMAGES, verbose=0), again.predict(IMAGES, verbose=0))
+
+
 def edit(folder, name, change):
     path = folder / name
     value = json.loads(path.read_text())

@@ -85,6 +85,7 @@ def save_preset(
     folder = given.resolve()  # a link keeps pointing to where it points
     _check_class(encoder, ENCODERS, "encoder")
     _check_class(objective, OBJECTIVES, "objective")
+    _check_built_by_config(encoder)
     entries = {"recipe": recipe, "results": [] if results is None else results, "provenance": provenance or {}}
     entries = _plain(entries | _check_metadata(metadata or {}))
     check_types("save_preset", entries)
@@ -149,6 +150,20 @@ def _check_class(value, allowed, argument):
             f"`{argument}` should not be of a class of your own named like one of the library's. Received: {name}, "
             "which would be loaded as the library's. Rename the class."
         )
+
+
+def _check_built_by_config(encoder):
+    """Refuses a model of one's own whose weights could not be read again: its configuration does not make them."""
+    if type(encoder) in ENCODERS.values() or not encoder.built:
+        return
+    with contextlib.suppress(NotImplementedError):  # Keras says that better when it writes the configuration
+        again = type(encoder).from_config(encoder.get_config())
+        if len(again.weights) != len(encoder.weights):
+            raise ValueError(
+                f"`encoder` should have its weights once it is made from its `get_config`. Received: {encoder.name}, "
+                f"which then has {len(again.weights)} of {len(encoder.weights)}. Build it in its constructor, or "
+                "save it within keras_issl.encoders.Adapter."
+            )
 
 
 def _users_card(folder):
