@@ -1,7 +1,7 @@
 """A run folder: what was asked for, what happened, and the encoder that came of it.
 
 ```
-run.json         recipe, data fingerprint, versions
+run.json         recipe, what was overridden and what followed, data fingerprint, versions
 history.csv      one line an epoch
 curves.png       the same as a picture
 checkpoints/     the last two epochs: weights, optimizer, random states
@@ -43,7 +43,7 @@ def _lock(file):
 
 @contextlib.contextmanager
 def locked_folder(path, *, resume=False):
-    """Opens a run folder for this process alone.
+    """Opens a run folder for this process alone. A folder that it makes, and an error leaves empty, goes again.
 
     Args:
         path: The folder. It must not exist, or be empty, unless `resume` is true.
@@ -67,6 +67,7 @@ def locked_folder(path, *, resume=False):
         )
     if occupied and not (folder / "run.json").is_file():
         raise ValueError(f"`out` exists and holds no run, so it is left alone. Received: {str(folder)!r}")
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as file:
         try:
@@ -75,7 +76,14 @@ def locked_folder(path, *, resume=False):
             raise ValueError(
                 f"Another process is at work in {str(folder)!r}. Wait for it, or choose another `out`."
             ) from None
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if made and [path.name for path in folder.iterdir()] == ["lock"]:
+                with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                    (folder / "lock").unlink()
+                    folder.rmdir()
+            raise
 
 
 class _Checkpoint(keras.callbacks.Callback):
@@ -89,7 +97,10 @@ class _Checkpoint(keras.callbacks.Callback):
         self.folder.mkdir(exist_ok=True)
         for left in self.folder.glob("tmp_*"):  # by a process that was killed while it wrote
             left.unlink()
-        self.next_at, self.finished, self.saved = 0.0, None, None
+        self.next_at, self.finished, self.saved, self.stepped = 0.0, None, None, False
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.stepped = True
 
     def on_epoch_end(self, epoch, logs=None):
         if self.model.stop_training:  # stopped within the epoch: what was finished is the epoch before
@@ -124,14 +135,17 @@ def checkpoints(folder):
 class _Progress(keras.callbacks.Callback):
     """Progress over the whole run: a bar on a terminal, a dozen plain lines in a file or pipe."""
 
-    SHOWN = ("loss", "marginal_entropy", "marginal_entropy_bound", "effective_classes", "alignment")
+    FIRST = ("marginal_entropy", "marginal_entropy_bound", "effective_classes", "alignment")
+    MOST = 3  # logs beside the loss
 
-    def __init__(self, epochs, initial_epoch):
+    def __init__(self, epochs, initial_epoch, log_names):
         super().__init__()
         self.epochs, self.initial_epoch, self.every = epochs, initial_epoch, max(1, epochs // 10)
+        order = [*(name for name in self.FIRST if name in log_names), *log_names]
+        self.shown = ("loss", *list(dict.fromkeys(order))[: self.MOST])
         self.bar = None
         if sys.stdout.isatty():
-            self.bar = keras.utils.Progbar(None, unit_name="step", stateful_metrics=self.SHOWN, width=20)
+            self.bar = keras.utils.Progbar(None, unit_name="step", stateful_metrics=self.shown, width=20)
         self.began = time.monotonic()
 
     def on_train_begin(self, logs=None):
@@ -147,7 +161,7 @@ class _Progress(keras.callbacks.Callback):
         self.done = epoch
 
     def on_epoch_end(self, epoch, logs=None):
-        done, values = epoch + 1, [(name, float(logs[name])) for name in self.SHOWN if name in (logs or {})]
+        done, values = epoch + 1, [(name, float(logs[name])) for name in self.shown if name in (logs or {})]
         if self.bar is not None:
             self.bar.update((done - self.initial_epoch) * self.steps, values, finalize=done == self.epochs)
         elif done % self.every == 0 or done in (self.initial_epoch + 1, self.epochs):
@@ -178,25 +192,28 @@ class Result:
     seconds: float
 
 
-def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
+def pretrain(recipe, data, out, *, resume=False, overrides=None, notes=(), verbose=True):
     """Pre-trains an encoder into a run folder.
 
     Ctrl-C and SIGTERM finish the batch, save what there is and return. Checkpoints are written at the ends of
     epochs, as often as costs at most 2 % of the time.
 
     Args:
-        recipe: A `recipes.Recipe`.
+        recipe: A `recipes.Recipe`; `recipes.fit_to_images` fits it to few images, and its notes go on record.
         data: An `ImageDataset`.
         out: The run folder; see `locked_folder`.
         resume: Whether to go on from the last checkpoint of an existing run with the same recipe and data.
-        overrides: A dict of what the user changed in the recipe, for the record.
+        overrides: A dict of what the user changed in the recipe, for the record; it is taken as it is.
+        notes: Sentences on what followed from that, as `recipes.override` returns them, for the record.
         verbose: Whether to show a progress bar.
 
     Returns:
         A `Result`.
 
     Raises:
-        ValueError: The folder is occupied; or, resuming, it holds a run of another recipe or of other data.
+        ValueError: The recipe is for images of another size, or `fit` refuses it; the folder is occupied; or,
+            resuming, it holds a run of another recipe or of other data. A new run that fails before its first step
+            leaves the folder free.
         FloatingPointError: The loss became NaN or infinite.
 
     Example:
@@ -204,14 +221,18 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
     >>> data = keras_issl.datasets.load("digits").take(256)
     >>> result = pretrain(recipes.digits("dissl", epochs=1), data, "runs/try", verbose=False)
     """
+    check_size(recipe, data)
+    recipe, fitted = recipes.fit_to_images(recipe, len(data), overrides or ())
+    recipes.check(recipe, len(data))  # what cannot be built or trained leaves no folder
     with locked_folder(out, resume=resume) as folder:
         description = {
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         }
         zoo.saving.check_folder(folder / "preset", overwrite=True)
-        model = recipes.build(recipe, len(data))  # first: a recipe that cannot be built leaves the folder free
-        _describe(folder, description, overrides)
+        model = recipes.build(recipe, len(data), fit=False)
+        new = not (folder / "run.json").exists()
+        _describe(folder, description, overrides, [*notes, *(note for note in fitted if note not in notes)])
         start = 0
         for epoch, path in checkpoints(folder)[-1:]:
             model.optimizer.build(model.trainable_variables)
@@ -220,8 +241,9 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
         _cut_history(folder / "history.csv", start)
 
         stop, checkpoint = callbacks.StopOnSignal(), _Checkpoint(folder)
-        watching = [stop, checkpoint, keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)]
-        watching += [_Progress(recipe.epochs, start)] if verbose else []
+        log = keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)
+        watching = [stop, checkpoint, log]
+        watching += [_Progress(recipe.epochs, start, model.objective.log_names)] if verbose else []
         began = time.monotonic()
         if start < recipe.epochs:
             try:
@@ -235,6 +257,11 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
                         callbacks=watching,
                         verbose=0,
                     )
+            except BaseException:
+                log.on_train_end()  # closes the file
+                if new and not checkpoint.stepped:
+                    _withdraw(folder)
+                raise
             finally:
                 stop.restore()
         seconds = time.monotonic() - began
@@ -250,13 +277,31 @@ def pretrain(recipe, data, out, *, resume=False, overrides=None, verbose=True):
             name=folder.resolve().name,
             objective=model.objective,
             recipe=description["recipe"],
+            metadata={"preprocessing": recipe.preprocessing} if recipe.preprocessing else None,
             provenance={**description["data"], "finished_epochs": finished, "stopped_by": stop.received},
             overwrite=(folder / "preset").exists(),
         )
     return Result(model, folder, history, finished, stop.received, seconds)
 
 
-def _describe(folder, description, overrides):
+def check_size(recipe, data):
+    """Raises a `ValueError` unless the images are stored at the size that the recipe is for.
+
+    Args:
+        recipe: A `recipes.Recipe`.
+        data: An `ImageDataset`.
+    """
+    side, (height, width) = recipe.image_size, data.image_shape[:2]
+    if side is None or (height, width) == (side, side):
+        return
+    raise ValueError(
+        f"`data` should be stored at {side}x{side} pixels for the recipe {recipe.name or recipe.objective!r}. "
+        f"Received: {data.name} at {height}x{width}. Load it with `datasets.load(..., image_size={side})`; or change "
+        "the recipe: `image_size`, and with it `augmentation_args.size` and `encoder_args.image_size`."
+    )
+
+
+def _describe(folder, description, overrides, notes):
     """Writes run.json, or holds the run that is there against what is asked for now."""
     from keras_issl import __version__
 
@@ -281,11 +326,22 @@ def _describe(folder, description, overrides):
         {
             **description,
             "overrides": overrides or {},
+            "notes": list(notes),
             "versions": versions,
             "backend": {"name": keras.config.backend(), "reason": _backend.REASON},
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )
+
+
+def _withdraw(folder):
+    """Takes back what a run wrote that never finished a step; whatever holds something stays."""
+    (folder / "run.json").unlink()
+    history = folder / "history.csv"
+    if history.exists() and not history.stat().st_size:
+        history.unlink()
+    with contextlib.suppress(OSError):  # not empty
+        (folder / "checkpoints").rmdir()
 
 
 def _cut_history(path, epochs):

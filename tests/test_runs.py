@@ -152,6 +152,28 @@ def test_a_recipe_that_cannot_be_built_leaves_the_folder_free(tmp_path):
     runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", verbose=False)
 
 
+def test_a_run_that_fit_refuses_leaves_the_folder_as_it_was(tmp_path):
+    """SimCLR takes no small crops, which shows in its first step; the right recipe then finds the folder free."""
+    crops = {"augmentation": "multi_crop", "augmentation_args": {"size": 8, "small_size": 4, "num_small": 2}}
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(ValueError, match="2 views for SimCLR"):
+            runs.pretrain(tiny("simclr", **crops), DIGITS, tmp_path / name, verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert {path.name for path in (tmp_path / "empty").iterdir()} <= {"lock"}
+    for name in ("new", "empty"):
+        runs.pretrain(tiny("simclr", epochs=1), DIGITS, tmp_path / name, verbose=False)
+
+
+def test_a_run_that_fails_after_a_step_keeps_everything(tmp_path):
+    diverges = tiny(learning_rate=1e30, warmup_fraction=0.0, clip_value=1e30, epochs=20)
+    with pytest.raises(FloatingPointError, match="in epoch"):
+        runs.pretrain(diverges, DIGITS, tmp_path / "run", verbose=False)
+    assert (tmp_path / "run" / "run.json").is_file() and (tmp_path / "run" / "checkpoints").is_dir()
+    with pytest.raises(ValueError, match="should be a new folder"):
+        runs.pretrain(diverges, DIGITS, tmp_path / "run", verbose=False)
+
+
 def test_resuming_with_another_recipe_or_other_data_is_refused(tmp_path):
     runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", verbose=False)
     before = (tmp_path / "run" / "preset" / "model.weights.h5").read_bytes()

@@ -1,100 +1,144 @@
 """`keras-issl pretrain`."""
 
+import contextlib
+import itertools
+import os
 import time
 from pathlib import Path
 
+from keras_issl.cli import recipe_options
 from keras_issl.cli.shared import SOURCES, load, load_split, say
 
 
 def add(commands):
     """Adds the command to the parser."""
     p = commands.add_parser("pretrain", help="train an encoder without labels")
-    p.add_argument("data", nargs="?", default="digits", help=f"{SOURCES}; default: digits")
-    p.add_argument("--compare", action="store_true", help="train SimCLR, CISSL and DISSL alike and print one table")
-    p.add_argument("--objective", choices=("dissl", "cissl", "simclr"))
-    p.add_argument("--augmentation", choices=("simclr", "affine"), help="default: simclr; affine for digits")
-    p.add_argument("--encoder", choices=("narrow", "resnet18", "resnet50"), help="default: narrow, trains on a CPU")
-    p.add_argument("--image-size", type=int, help="side in pixels that images are stored and trained at")
-    p.add_argument("--epochs", type=int)
-    p.add_argument("--batch-size", type=int)
-    p.add_argument("--learning-rate", type=float)
-    p.add_argument("--num-classes", type=int, help="DISSL's equivalence classes C")
-    p.add_argument("--precision", choices=("float32", "mixed_bfloat16"))
-    p.add_argument("--seed", type=int)
+    p.add_argument("data", nargs="?", help=f"{SOURCES}; default: digits")
+    p.add_argument("--data", dest="data_option", metavar="DATA", help="the same")
+    p.add_argument("--compare", action="store_true", help="train several objectives alike and print one table")
+    recipe_options.add(p)
     p.add_argument("--split", help="default: train where there is such a split, else all images")
     p.add_argument("--test-split", default="test", help="for --compare")
     p.add_argument("--shots", type=int, nargs="*", default=[1, 5, 10], help="labels a class for --compare")
     p.add_argument("--draws", type=int, default=10, help="random draws of labels for --compare")
     p.add_argument("--limit", type=int, help="use only so many images")
     p.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
-    p.add_argument("--out", help="run folder; default: runs/DATA-OBJECTIVE-TIME")
+    p.add_argument("--out", help="run folder; default: runs/DATA-RECIPE-TIME")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     p.set_defaults(run=_pretrain)
 
 
-def _recipes(args):
-    """A function from an objective's name to its recipe, and what the user changed."""
-    from keras_issl import recipes
-
-    names = ("epochs", "batch_size", "learning_rate", "precision", "seed", "num_classes")
-    names += ("encoder", "augmentation", "image_size")
-    asked = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.compare and args.objective:
-        raise ValueError(f"`--compare` trains every objective. Received: --objective {args.objective} as well.")
-    if args.num_classes is not None and args.objective not in (None, "dissl"):
-        raise ValueError(f"`--num-classes` is for DISSL. Received: --objective {args.objective}")
-
-    def make(objective):
-        options = {name: asked[name] for name in names[:5] if name in asked}
-        if objective == "dissl" and args.num_classes is not None:
-            options["objective_args"] = {"num_classes": args.num_classes}
-        if args.data == "digits" and not {"encoder", "augmentation", "image_size"} & set(asked):
-            return recipes.digits(objective, **options)
-        augmentation = args.augmentation or ("affine" if args.data == "digits" else "simclr")
-        return recipes.small_images(
-            objective, args.image_size or _default_size(args), args.encoder or "narrow", augmentation, **options
-        )
-
-    return make, asked
-
-
-def _default_size(args):
-    """Digits are 8x8; other images are brought to 32x32 unless told otherwise."""
-    return 8 if args.data == "digits" else 32
-
-
 def _pretrain(args):
-    from keras_issl import comparison, runs
-
-    make_recipe, asked = _recipes(args)
-    size = {"image_size": args.image_size or (None if args.data == "digits" else _default_size(args))}
-    kind = "compare" if args.compare else args.objective or "dissl"
-    default_out = f"runs/{Path(args.data).name.replace(':', '-')}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = Path(args.out or default_out)
+    if args.list_recipes:
+        recipe_options.say_recipes()
+        return
+    if args.data is not None and args.data_option is not None:
+        raise ValueError(f"The images should be named once. Received: {args.data!r} and --data {args.data_option!r}")
+    args.data = args.data or args.data_option or (None if args.recipe else "digits")
+    if args.data is None:
+        raise ValueError(f"`--data` should name the images to train --recipe {args.recipe} on: {SOURCES}.")
+    make_recipe = recipe_options.read(args)
     if args.resume and not args.out:
         raise ValueError("--resume should come with --out, the folder of the run to go on with.")
+    kind = "compare" if args.compare else (args.recipe or args.objective or "dissl").replace("/", "-")
+    named = Path(args.data).name.replace(":", "-")
+    out = Path(args.out or f"runs/{named}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if args.smoke:
+        from keras_issl.recipes import SMOKE_IMAGES
 
+        args.limit = min(args.limit or SMOKE_IMAGES, SMOKE_IMAGES)
     if args.compare:
-        data = load(args, args.split or "train", size)
-        test = load(args, args.test_split, size)
-        result = comparison.compare(
-            make_recipe, data, test, out, shots=(*args.shots, None), draws=args.draws, resume=args.resume, say=say
-        )
-        if result is None:
-            say(f"Stopped. Everything so far is in {out}; the same command with --out {out} --resume goes on.")
-            return
-        say(f"\n{result.table()}\n\n{result.protocol}")
-        picture = " and comparison.png" if (out / "comparison.png").exists() else ""
-        say(f"\nWritten to {out}: comparison.md{picture}; simclr/, cissl/ and dissl/, each a run folder with a preset.")
-        return
+        _compare(args, make_recipe, out)
+    else:
+        _train(args, make_recipe, out)
+
+
+def _train(args, make_recipe, out):
+    from keras_issl import recipes, runs
+
+    recipe, notes, asked = make_recipe(args.objective or "dissl")
+    say(f"recipe: {f'{recipe.name}: ' if recipe.name else ''}{recipes.describe(recipe)}")
+    for note in notes:
+        say(note)
+    size = recipe_options.stored_size(args, recipe)
     data, _ = load_split(args, size)
-    recipe = make_recipe(kind)
-    result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked)
+    _say_size(args, size, data)
+    for note in recipes.fit_to_images(recipe, len(data), asked)[1]:
+        say(note)
+    result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked, notes=notes)
     pictures = "curves.png, " if (out / "curves.png").exists() else ""
+    plural = "s" * (result.finished_epochs != 1)
     state = f"stopped by {result.stopped_by} after" if result.stopped_by else "trained"
     say(
-        f"{state} {result.finished_epochs} epochs in {result.seconds:.0f} s; written to {out}: "
+        f"{state} {result.finished_epochs} epoch{plural} in {result.seconds:.0f} s; written to {out}: "
         f"preset/ (the encoder), history.csv, {pictures}checkpoints/, run.json"
     )
     if result.stopped_by:
         say(f"The same command with --out {out} --resume goes on.")
+
+
+def _say_size(args, size, data):
+    """Says so where images are stored at another size than they have."""
+    stored, side = data.image_shape[:2], _first_size(args.data)
+    if side is None or side == stored or size.get("image_size") is None:
+        return
+    what = "enlarged" if min(side) < min(stored) else "shrunk" if min(side) > min(stored) else "cut"
+    say(
+        f"images are stored at {stored[1]}x{stored[0]}{' for this recipe' if args.recipe else ''}; those of "
+        f"{data.name} are {side[1]}x{side[0]} (the first one) and are {what}"
+    )
+
+
+def _first_size(source):
+    """Height and width of one image of a source, where they are cheap to know, else `None`."""
+    import PIL.Image
+
+    from keras_issl.datasets.images import decode_record
+    from keras_issl.datasets.sources import find_records
+
+    if source == "digits":
+        return 8, 8
+    path = Path(source)
+    walk = (Path(folder, name) for folder, _, names in os.walk(path) for name in sorted(names))
+    for file in itertools.islice([path] if path.is_file() else walk, 100):
+        with contextlib.suppress(OSError, ValueError):  # not an image, or a broken one
+            if file.suffix == ".parquet":
+                return decode_record(find_records(str(file), None, None, None), 0, None, None).shape[:2]
+            with PIL.Image.open(file) as image:
+                return image.height, image.width
+    return None
+
+
+def _compare(args, make_recipe, out):
+    from keras_issl import comparison, recipes
+
+    made = {objective: make_recipe(objective) for objective in args.objectives}
+    recipe, notes, _ = made[args.objectives[0]]
+    for note in notes:
+        say(note)
+    size = recipe_options.stored_size(args, recipe)
+    data = load(args, args.split or "train", size)
+    test = load(args, args.test_split, size, "--test-split")
+    _say_size(args, size, data)
+    for objective, (own, further, _) in made.items():
+        for note in (*(n for n in further if n not in notes), *recipes.fit_to_images(own, len(data))[1]):
+            say(f"{objective}: {note}")
+    result = comparison.compare(
+        lambda objective: make_recipe(objective)[0],
+        data,
+        test,
+        out,
+        objectives=tuple(args.objectives),
+        shots=(*args.shots, None),
+        draws=args.draws,
+        resume=args.resume,
+        say=say,
+    )
+    if result is None:
+        say(f"Stopped. Everything so far is in {out}; the same command with --out {out} --resume goes on.")
+        return
+    say(f"\n{result.table()}\n\n{result.protocol}")
+    picture = " and comparison.png" if (out / "comparison.png").exists() else ""
+    *first, last = (f"{objective}/" for objective in args.objectives)
+    folders = f"{', '.join(first)} and {last}" if first else last
+    say(f"\nWritten to {out}: comparison.md{picture}; {folders}, each a run folder with a preset.")
