@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from keras_issl import diagnostics, report, results
+from keras_issl.diagnostics.teacher import NoClasses
 from keras_issl.features import Features, extract_features, extract_views
 
 LEAST = 16  # images below which nothing can be said of a representation
@@ -48,6 +49,7 @@ def diagnose_encoder(
     path,
     *,
     objective=None,
+    trained_for=None,
     untrained=None,
     labelled=None,
     num_views=6,
@@ -66,6 +68,8 @@ def diagnose_encoder(
         augmentation: The augmentation that the encoder should be invariant to; see `features.extract_views`.
         path: The page to write; ends in `.html`.
         objective: The objective with its heads, e.g. of `load_objective`: DISSL's says which images share a class.
+        trained_for: Name of the objective, e.g. `"simclr"`, whose knobs the advice names; that of `objective` by
+            default.
         untrained: The same encoder with random weights, to stand beside it in the idealness section.
         labelled: A pair of `ImageDataset`s, training and test, with labels: for the risk decomposition.
         num_views: Augmented views of each image.
@@ -101,7 +105,9 @@ def diagnose_encoder(
     say(f"features of {num_views} views of {len(data):,} images")
     views = views_of(encoder)
     probabilities = _probabilities(objective, views)
-    diagnosis = diagnostics.diagnose(views, probabilities=probabilities)
+    if trained_for is None and objective is not None:
+        trained_for = type(objective).__name__
+    diagnosis = diagnostics.diagnose(views, probabilities=probabilities, objective=trained_for)
     classes = None
     if probabilities is not None:
         coarser = augmentation.coarser(2.0) if hasattr(augmentation, "coarser") else None
@@ -156,9 +162,12 @@ class _Views:
 
 def _probabilities(objective, views):
     """(V, N, C) of each image's classes, or `None` without an objective that has classes."""
-    if not hasattr(objective, "teacher_temperature"):  # contrastive heads project, and assign nothing
+    if objective is None:
         return None
-    return diagnostics.assignments(objective, views)
+    try:
+        return diagnostics.assignments(objective, views)
+    except NoClasses:  # most heads project, and assign nothing
+        return None
 
 
 def raw_pixels(shape):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from hub_server import HubServer
@@ -97,6 +98,29 @@ def test_neighbours_are_drawn(here, capsys):
     assert status == 2 and "none.png" in err
     status, _, err = run(capsys, "neighbours", "mine", "photos", "near.jpg")
     assert status == 2 and "should end in .png" in err
+
+
+class Strict(keras.layers.Layer):
+    """Refuses all images, within `call`."""
+
+    def call(self, images):
+        raise ValueError("`images` should be larger. Received: 4x4")
+
+
+def test_what_keras_puts_around_an_error_is_left_out(capsys, monkeypatch):
+    """Any command that a layer's error ends: it says the sentence, not Keras's page on the arguments."""
+    with pytest.raises(ValueError) as caught:
+        Strict()(np.zeros((2, 4, 4, 3)))
+    assert "Arguments received by" in str(caught.value) and "\x1b[" in str(caught.value)
+
+    def ends(args):
+        raise caught.value
+
+    monkeypatch.setattr(cli.presets, "_presets", ends)
+    status, _, err = run(capsys, "presets")
+    assert (status, err) == (2, "keras-issl: `images` should be larger. Received: 4x4\n")
+    two = "`x` should be 1.\n\nReceived: 2"
+    assert cli._plain(ValueError(two)) == two
 
 
 @pytest.mark.backend_independent

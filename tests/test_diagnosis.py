@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+from members import SMALL
 from PIL import Image
 
 import keras_issl
-from keras_issl import augmentations, cli, datasets, diagnosis, recipes
+from keras_issl import augmentations, cli, datasets, diagnosis, diagnostics, recipes
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,47 @@ def test_without_labels_and_heads_there_are_fewer_sections(model, tmp_path):
         diagnosis.diagnose_encoder(model.encoder, images.take(5), augmentations.Affine(8), tmp_path / "page.html")
     with pytest.raises(ValueError, match="should end in .html"):
         diagnosis.diagnose_encoder(model.encoder, images, augmentations.Affine(8), tmp_path / "page.pdf")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_heads_of_every_objective_are_asked_for_classes(name, rng):
+    """DISSL's teacher assigns the encoder's features; DINO's reads those of a moving average, others none."""
+    objective = SMALL[name]()
+    objective.build((2, None, 5))
+    views = rng.normal(size=(3, 6, 5)).astype("float32")
+    found = diagnosis._probabilities(objective, views)
+    if name == "DISSL":
+        assert found.shape == (3, 6, 12)
+        return
+    assert found is None
+    with pytest.raises(ValueError, match="moving-average encoder" if name == "DINO" else "learned classes"):
+        diagnostics.assignments(objective, views)
+
+
+@pytest.mark.backend_independent
+def test_advice_is_for_the_objective_at_hand(tmp_path):
+    """Of a BYOL encoder no word on other objectives; without knowing the objective, what each one takes."""
+    images = datasets.load(datasets.load("digits", split="test").take(16).images)
+    encoder = keras_issl.encoders.ResNet(blocks=(1,), width=8, image_size=8, stem="cifar")
+    byol = SMALL["BYOL"]()
+    byol.build((2, None, 8))
+    said = {}
+    for name, given in {"known": {"objective": byol}, "named": {"trained_for": "vicreg"}, "unknown": {}}.items():
+        path = tmp_path / f"{name}.html"
+        diagnosis.diagnose_encoder(encoder, images, Noise(), path, num_views=2, tasks=2, **given)
+        said[name] = path.read_text(encoding="utf-8")
+    assert "use the augmentation that the encoder was trained with" in said["known"]
+    assert "CISSL" not in said["known"] and "DISSL:" not in said["known"]
+    assert "VICReg: raise invariance_weight" in said["named"] and "DISSL:" not in said["named"]
+    assert "CISSL, SimCLR and MoCo v3: raise the temperature" in said["unknown"] and "DISSL:" in said["unknown"]
+
+
+class Noise:
+    """Views that know nothing of the image."""
+
+    def __call__(self, images):
+        shape = keras.ops.shape(images)
+        return [keras.random.uniform(shape, 0, 255) for _ in range(2)]
 
 
 def test_raw_pixels_are_averaged_to_at_most_32():
@@ -149,6 +192,34 @@ def test_unlabelled_images_can_be_diagnosed_and_not_probed(preset, tmp_path, cap
     assert cli.main(["probe", preset, "bare"]) == 2
     err = capsys.readouterr().err
     assert "one sub-folder a class" in err and "16 of 16 images without" in err
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize(
+    ("splits", "chosen"), [(("train", "val"), "val"), (("train",), "train"), (("val", "test"), "test")]
+)
+def test_splits_are_chosen_or_asked_for(preset, splits, chosen, tmp_path, capsys):
+    digits = iter(datasets.load("digits", split="train").take(40 * len(splits)).images)
+    for split in splits:
+        for i in range(40):
+            folder = tmp_path / "photos" / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(next(digits)).save(folder / f"{i}.png")
+    assert cli.main(["diagnose", preset, "photos", "--views", "2", "--tasks", "2"]) == 0
+    out = capsys.readouterr().out
+    assert f"data: photos/{chosen}, 40 images" in out
+    assert ("no test split: these are the images of" in out) == (chosen != "test")
+    assert ("8 images, is held out as test" in out) == (chosen == "train")
+    assert ("no risk decomposition" in out) == ("train" not in splits)
+    if len(splits) > 1:
+        assert cli.main(["features", preset, "photos", "f.npz"]) == 2
+        err = capsys.readouterr().err
+        assert f"`--split` should be one of {sorted(splits)}" in err and "Received: none" in err and "split=" not in err
+    assert cli.main(["features", preset, "photos", "f.npz", "--split", chosen]) == 0
+    assert len(keras_issl.Features.load("f.npz")) == 40
+    capsys.readouterr()
+    assert cli.main(["probe", preset, "photos", "--split", chosen, "--test-split", "other"]) == 2
+    assert "`--test-split` should be" in capsys.readouterr().err
 
 
 @pytest.mark.backend_independent

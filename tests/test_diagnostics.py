@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_issl import objectives
-from keras_issl.diagnostics import classes, geometry, leak, retrieval, spectrum, teacher, verdicts
+from keras_issl.diagnostics import classes, geometry, knobs, leak, retrieval, spectrum, teacher, verdicts
 from keras_issl.features import Features, Views
 
 once = pytest.mark.backend_independent
@@ -674,6 +674,31 @@ def test_augmentation_leak(rng):
     assert verdicts.diagnose(faint).level == "good"
     told = verdicts.diagnose(np.concatenate([faint, 0.05 * angle], axis=-1), parameters=angle)
     assert "Augmentation leak" in titles(told, "warning") and told.measure("predicted parameters") > 0.9
+
+
+@once
+def test_advice_names_the_knobs_of_one_objective(rng):
+    """Of every objective, under the name of its class and of its recipe: its own arguments and nobody else's."""
+    from members import SMALL
+
+    from keras_issl import recipes
+
+    few = rng.normal(size=(1, 300, 4)) @ rng.normal(size=(4, 64)) + 0.01 * rng.normal(size=(4, 300, 64))
+    told = {}
+    for kind in knobs.KNOBS:
+        for key, cls in recipes.OBJECTIVES.items():
+            sentence = knobs.knob(kind, key)
+            assert sentence == knobs.knob(kind, cls.__name__)
+            arguments = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|\bepsilon\b|\btemperature\b", sentence))
+            assert arguments <= set(SMALL[cls.__name__]().get_config()), sentence
+            told[kind, key] = sentence
+    assert told["collapse", "byol"].startswith("BYOL: raise teacher_momentum") and not told["rank", "byol"]
+    for name in (None, "byol", "barlow_twins", "MyOwn"):
+        found = verdicts.diagnose(few, objective=name)
+        advice = next(v.advice for v in found.verdicts if "Dimensional collapse" in v.title)
+        assert ("CISSL, SimCLR and MoCo v3: lower the temperature" in advice) == (name is None)
+        assert ("Barlow Twins: raise off_diagonal_weight." in advice) == (name in (None, "barlow_twins"))
+        assert advice.startswith("A linear probe") and advice.endswith("loses nothing.")
 
 
 @once

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import warnings
 
@@ -12,7 +13,9 @@ from keras_issl.cli.shared import say
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="keras-issl", description="Self-supervised pre-training (DISSL, CISSL, SimCLR) and probing on your images."
+        prog="keras-issl",
+        description="Self-supervised pre-training on your images (DISSL, CISSL and eight objectives beside them), and "
+        "probes and diagnoses of what was learned.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for module in (pretrain, evaluate, presets):
@@ -35,6 +38,13 @@ def _plain_warnings():
         warnings.formatwarning = usual
 
 
+def _plain(error):
+    """The message, without codes for terminals and without the page on arguments that Keras puts around one."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    around = r"Exception encountered when calling .*?\.\n\n(.*?)\n\nArguments received by .*"
+    return re.sub(around, r"\1", text, flags=re.DOTALL)
+
+
 def main(argv=None):
     """Runs `keras-issl`; errors of the user's making are one line on stderr and exit status 2."""
     args = _parser().parse_args(argv)
@@ -47,7 +57,7 @@ def main(argv=None):
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         if os.environ.get("KERAS_ISSL_TRACEBACK"):
             raise
-        print(f"keras-issl: {error}", file=sys.stderr)
+        print(f"keras-issl: {_plain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("keras-issl: interrupted", file=sys.stderr)

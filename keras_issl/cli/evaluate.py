@@ -9,6 +9,8 @@ import numpy as np
 
 from keras_issl.cli.shared import PRESET, SOURCES, batch_size, encoding_options, load, load_encoder, load_split, say
 
+TEST = "default: the first of test, valid and train that there is, else all images"
+
 
 def add(commands):
     """Adds the commands to the parser."""
@@ -34,7 +36,7 @@ def add(commands):
     p = commands.add_parser("diagnose", help="say how good a representation is, and why, in a report")
     p.add_argument("preset", help=PRESET)
     p.add_argument("data", nargs="?", default="digits", help=SOURCES)
-    p.add_argument("--split", help="default: test where there is such a split, else all images")
+    p.add_argument("--split", help=TEST)
     p.add_argument("--train-split", default="train", help="labelled images that the risk is decomposed with, if any")
     p.add_argument("--augmentation", choices=("simclr", "affine"), help="default: the one it was trained with")
     p.add_argument("--views", type=int, default=6, help="augmented views of each image")
@@ -50,7 +52,7 @@ def add(commands):
     p.add_argument("preset", help=PRESET)
     p.add_argument("data", help=SOURCES)
     p.add_argument("out", help="an .npz or .parquet file to make")
-    p.add_argument("--split", help="needed where the data have several")
+    p.add_argument("--split", help="needed where the data have several: one file for each")
     encoding_options(p)
     p.set_defaults(run=_features)
 
@@ -58,7 +60,7 @@ def add(commands):
     p.add_argument("preset", help=PRESET)
     p.add_argument("data", help=SOURCES)
     p.add_argument("out", help="a .png file to make")
-    p.add_argument("--split", help="default: test where there is such a split, else all images")
+    p.add_argument("--split", help=TEST)
     p.add_argument("--queries", type=int, default=6, help="rows of the picture, drawn at random")
     p.add_argument("--image", nargs="+", metavar="FILE", help="pictures of your own to be the rows instead")
     encoding_options(p)
@@ -97,7 +99,8 @@ def _train_and_test(args, size):
 
     train, everything = load_split(args, size)
     try:
-        test = None if everything and not args.test_split else load(args, args.test_split or "test", size)
+        wanted = args.test_split or (None if everything else "test")
+        test = None if wanted is None else load(args, wanted, size, "--test-split")
     except datasets.UnknownSplit:
         if args.test_split:
             raise
@@ -117,7 +120,7 @@ def _split(data):
     """Four fifths and the last one, each class in proportion, with names that say so."""
     train, test = data.split(0.8, seed=0)
     train.name, test.name = f"{data.name} (4/5, seed 0)", f"{data.name} (1/5 held out, seed 0)"
-    say(f"no train and test splits: a stratified fifth, {len(test):,} images, is held out as test")
+    say(f"no other images to test on: a stratified fifth, {len(test):,} images, is held out as test")
     return train, test
 
 
@@ -204,6 +207,7 @@ def _diagnose(args):
         _augmentation(args, metadata, data),
         path,
         objective=objective,
+        trained_for=None if objective is not None else (metadata.get("recipe") or {}).get("objective"),
         untrained=zoo.from_preset(preset, load_weights=False),
         labelled=labelled,
         num_views=args.views,
@@ -229,7 +233,7 @@ def _labelled(args, data, everything, size):
         return _split(data)
     else:
         try:
-            train = load(args, args.train_split, size)
+            train = load(args, args.train_split, size, "--train-split")
         except datasets.UnknownSplit as error:
             reason = str(error)
         else:

@@ -18,27 +18,44 @@ def encoding_options(parser, limit="use only so many images"):
     parser.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
 
 
-def load(args, split, size):
-    """The images of a split; `size` holds `image_size` and perhaps `resize`, as `datasets.load` takes them."""
+def load(args, split, size, option="--split"):
+    """The images of a split; `size` holds `image_size` and perhaps `resize`, as `datasets.load` takes them.
+
+    Errors about the split name the option that it comes from.
+    """
     from keras_issl import datasets
 
     on_error = "skip" if args.skip_broken else "raise"
-    data = datasets.load(args.data, split=split, on_error=on_error, limit=args.limit, **size)
+    try:
+        data = datasets.load(args.data, split=split, on_error=on_error, limit=args.limit, **size)
+    except ValueError as error:
+        if not str(error).startswith("`split`"):
+            raise
+        told = str(error).replace("`split`", f"`{option}`", 1).replace("split=None", "none")
+        raise type(error)(told.replace("split=", f"{option} ")) from None
     shape = "x".join(map(str, data.image_shape))
     say(f"data: {data.name}, {len(data):,} images {shape}" + (f", {len(data.skipped)} skipped" if data.skipped else ""))
     return data
 
 
 def load_split(args, size, default="train"):
-    """The split that was asked for, else the default one, else everything; and whether it was everything."""
+    """The split that was asked for, else the default one, else everything; and whether there is no other part.
+
+    Where the default is test, images for validation stand in for it, and those of train for both.
+    """
     from keras_issl import datasets
 
-    try:
-        return load(args, args.split or default, size), False
-    except datasets.UnknownSplit:
-        if args.split:
-            raise
-        return load(args, None, size), True
+    if args.split:
+        return load(args, args.split, size), False
+    for split in ("test", "valid", "train") if default == "test" else (default,):
+        try:
+            data = load(args, split, size)
+        except datasets.UnknownSplit:
+            continue
+        if split != default:
+            say(f"no {default} split: these are the images of {split}; --split names others")
+        return data, split == "train" != default
+    return load(args, None, size), True
 
 
 def load_encoder(args):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_issl.diagnostics.knobs import advice
 from keras_issl.diagnostics.leak import DIRECTIONS
 
 # Each threshold, and why it stands there. Between the two numbers of a pair lies a warning.
@@ -61,8 +62,11 @@ def collapse(found):
             "problem",
             "Complete collapse: all images have the same features",
             f"The variance is {found.relative_variance:.1g} of the mean square: rounding.",
-            "Lower the learning rate or warm it up longer; DISSL: raise maximality_weight (λ), at least to 1 + "
-            "invariance_weight (β); check that the images reach the encoder in [0, 255].",
+            advice(
+                "Lower the learning rate or warm it up longer; check that the images reach the encoder in [0, 255].",
+                "collapse",
+                found.objective,
+            ),
         )
 
 
@@ -100,8 +104,11 @@ def invariance(found):
         "0 is invariant, 1 chance.",
         "To get by with fewer labels, pre-train with `augmentation.coarser(2)`: fewer, larger equivalence classes."
         if level == "good"
-        else "Train longer; use the augmentation that the encoder was trained with, or a milder one; DISSL: raise "
-        "invariance_weight (β), up to maximality_weight (λ) - 1; CISSL and SimCLR: raise the temperature.",
+        else advice(
+            "Train longer; use the augmentation that the encoder was trained with, or a milder one.",
+            "invariance",
+            found.objective,
+        ),
     )
 
 
@@ -127,9 +134,12 @@ def rank(found):
         f"the noise of the views it is {found.rank:.3g} (RankMe).",
         ""
         if level == "good"
-        else "A linear probe solves every task on n classes only in n - 1 directions. DISSL: raise num_classes or "
-        "maximality_weight (λ); CISSL and SimCLR: lower the temperature, larger batches; lower the learning rate. If "
-        "it stays, a smaller feature_dim loses nothing.",
+        else advice(
+            "A linear probe solves every task on n classes only in n - 1 directions. Lower the learning rate.",
+            "rank",
+            found.objective,
+            "If it stays, a smaller feature_dim loses nothing.",
+        ),
     )
 
 
@@ -175,9 +185,13 @@ def leaks(found):
         text[0].upper() + text[1:],
         ""
         if level == "good"
-        else "Train longer; DISSL: raise invariance_weight (β). If a task needs that information, the augmentation is "
-        "too coarse for it: switch that operation off. If the view's number is predictable, give all views the same "
-        "augmentation.",
+        else advice(
+            "Train longer.",
+            "leak",
+            found.objective,
+            "If a task needs that information, the augmentation is too coarse for it: switch that operation off. If "
+            "the view's number is predictable, give all views the same augmentation.",
+        ),
     )
 
 

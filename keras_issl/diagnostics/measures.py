@@ -44,11 +44,12 @@ class Found:
         usage: `ClassUsage` of the same images, or None.
         parameters: (V, N, P), or None.
         seed: of all draws.
+        objective: name of the one that the encoder was trained with, or None.
     """
 
-    def __init__(self, array, usage, parameters, seed):
+    def __init__(self, array, usage, parameters, seed, objective=None):
         v, n, d = array.shape
-        self.images, self.dim, self.usage = n, d, usage
+        self.images, self.dim, self.usage, self.objective = n, d, usage, objective
         self.invariance = geometry.invariance(array, seed=seed)
         self.cosine = geometry.invariance(array, distance="cosine", samples=0)
         singular = spectrum.singular_values(array[0])

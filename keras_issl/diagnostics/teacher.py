@@ -10,6 +10,10 @@ from keras_issl.diagnostics.geometry import BLOCK, finite, view_array
 TINY = 1e-30  # floor under a logarithm, as in the objective
 
 
+class NoClasses(ValueError):
+    """The objective has no learned classes that its heads alone could assign features to."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassUsage:
     """How a teacher uses its classes, in nats; M is the class, x a view, q its probabilities.
@@ -62,7 +66,8 @@ def assignments(objective, views, *, batch_size=256):
     Args:
         objective: with its heads, as from `load_objective` or a `Pretrainer`'s `objective`. Called on features
             (T, B, D) in inference mode, it returns a dict with `"teacher_logits"` (T, B, C); its
-            `teacher_temperature` divides them, and `num_teacher_views` is T.
+            `teacher_temperature` divides them, and `num_teacher_views` is T. Its teacher reads the encoder's own
+            features: DINO's, with `teacher_momentum`, reads those of a moving average, which no preset holds.
         views: `Views`, or features (V, N, D), of the encoder that the heads belong to.
         batch_size: B.
 
@@ -70,7 +75,7 @@ def assignments(objective, views, *, batch_size=256):
         float32 (V, N, C).
 
     Raises:
-        ValueError: an objective without classes or without weights, or no views.
+        ValueError: an objective without such classes (`NoClasses`) or without weights, or no views.
 
     Example:
 
@@ -81,9 +86,15 @@ def assignments(objective, views, *, batch_size=256):
     """
     name = type(objective).__name__
     if not all(hasattr(objective, known) for known in ("teacher_temperature", "num_teacher_views")):
-        raise ValueError(
+        raise NoClasses(
             f"`objective` should have learned classes: a teacher with logits and a temperature. Received: {name}, "
             "whose heads project but do not assign. Load that of a DISSL preset: keras_issl.load_objective(preset)."
+        )
+    if getattr(objective, "teacher_momentum", None) is not None:
+        raise NoClasses(
+            "`objective` should have learned classes of the encoder's own features. Received: "
+            f"{name}, whose teacher reads the features of a moving-average encoder, which a preset does not hold. Load "
+            "that of a DISSL preset: keras_issl.load_objective(preset)."
         )
     if not objective.built:
         raise ValueError(
@@ -100,7 +111,7 @@ def assignments(objective, views, *, batch_size=256):
         full = np.concatenate([part, np.zeros((step - len(part), dim), np.float32)])
         outputs = objective(keras.ops.convert_to_tensor(full.reshape(teachers, batch_size, dim)), training=False)
         if "teacher_logits" not in outputs:
-            raise ValueError(
+            raise NoClasses(
                 f'`objective` should return "teacher_logits". Received: {name}, which returns {sorted(outputs)}. '
                 "Only objectives with learned classes, such as DISSL, have them."
             )

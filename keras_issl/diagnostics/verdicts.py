@@ -60,13 +60,15 @@ class Diagnosis:
         return next(level for level in LEVELS if any(verdict.level == level for verdict in self.verdicts))
 
 
-def diagnose(views, *, probabilities=None, parameters=None, max_images=4096, seed=0):
+def diagnose(views, *, probabilities=None, parameters=None, objective=None, max_images=4096, seed=0):
     """Says what is good and what is wrong with a representation, without labels.
 
     Args:
         views: `Views`, or features (V, N, D): V augmented views of each of N images.
         probabilities: (V, N, C) class probabilities of the same views, as from `assignments`, for DISSL.
         parameters: (V, N, P), what each view was made with, if known; see `augmentation_leak`.
+        objective: name of the one that the encoder was trained with, e.g. `"BYOL"` or `"barlow_twins"`: the advice is
+            then for it alone.
         max_images: of more images, as many are drawn.
         seed: of all draws.
 
@@ -96,7 +98,7 @@ def diagnose(views, *, probabilities=None, parameters=None, max_images=4096, see
         parameters = None if parameters is None else np.asarray(parameters)[:, chosen]
     usage = None if probabilities is None else class_usage(probabilities)
     array, exponent = spectrum.scaled(array)  # no measure changes, and no square overflows
-    found = Found(array, usage, parameters, seed)
+    found = Found(array, usage, parameters, seed, objective)
     judged = [verdict for judge in JUDGES for verdict in judge(found)]
     v, n, d = array.shape
     if all(verdict.level == "good" for verdict in judged):
