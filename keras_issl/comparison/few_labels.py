@@ -1,4 +1,4 @@
-"""Objectives side by side: one encoder, one budget, one probe, one table."""
+"""`compare`: one seed, and how few labels are enough."""
 
 import dataclasses
 import json
@@ -6,13 +6,11 @@ import time
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_issl import probes, recipes, report, runs
-from keras_issl.features import Features, extract_features
+from keras_issl.comparison.rows import LABELS
+from keras_issl.comparison.shared import check_folder, check_labels, features, pixels, same_classes
 from keras_issl.zoo.layout import write_json
-
-LABELS = {"simclr": "SimCLR", "cissl": "CISSL", "dissl": "DISSL"}
 
 
 @dataclasses.dataclass
@@ -39,19 +37,13 @@ class Comparison:
         return report.table(["representation", *titles], lines)
 
 
-def pixels(data):
-    """Raw pixels of an `ImageDataset` as `Features`, in [0, 1]."""
-    flat = np.asarray(data.images, "float32").reshape(len(data), -1) / 255
-    return Features(flat, data.labels, {"encoder": "raw pixels", "dataset": data.name})
-
-
 def compare(
     make_recipe,
     train,
     test,
     out,
     *,
-    objectives=tuple(LABELS),
+    objectives=("simclr", "cissl", "dissl"),
     shots=(1, 5, 10, None),
     draws=10,
     resume=False,
@@ -79,9 +71,7 @@ def compare(
     Raises:
         ValueError: `train` or `test` has no labels; the folder is occupied and `resume` is false.
     """
-    for name, data in (("train", train), ("test", test)):
-        if data.labels is None or (data.labels < 0).any():
-            raise ValueError(f"`{name}` should have a label for every image: the probe needs them.")
+    check_labels(train, test)
     out = Path(out)
     path = out / "comparison.json"
     if out.exists() and any(out.iterdir()) and not resume:
@@ -89,11 +79,8 @@ def compare(
             f"`out` should be a new folder. Received: {str(out)!r}, which exists. "
             "Choose another, or pass resume=True (--resume) to go on with it."
         )
-    if out.is_dir() and any(out.iterdir()) and not path.is_file():
-        raise ValueError(f"`out` exists and holds no comparison, so it is left alone. Received: {str(out)!r}")
-    test = test.with_classes(train.class_names)
-    if train.fingerprint == test.fingerprint:
-        raise ValueError(f"`train` and `test` should be different images. Received: {train.name} for both.")
+    check_folder(out, path.name)
+    test = same_classes(train, test)
     out.mkdir(parents=True, exist_ok=True)
     asked = {
         "recipes": {objective: dataclasses.asdict(make_recipe(objective)) for objective in objectives},
@@ -104,9 +91,9 @@ def compare(
     done = _rows_so_far(path, json.loads(json.dumps(asked)))
     recipe = make_recipe(objectives[0])
 
-    def probe(name, features):
+    def probe(name, split):
         began = time.monotonic()
-        scores = probes.few_shot(*features, shots=shots, draws=draws)
+        scores = probes.few_shot(*split, shots=shots, draws=draws)
         done[name] = {str(k): list(v) for k, v in scores.items()}
         write_json(path, {"asked": asked, "rows": done})
         say(f"{name}: probed in {time.monotonic() - began:.1f} s")
@@ -114,8 +101,7 @@ def compare(
     if "raw pixels" not in done:
         probe("raw pixels", (pixels(train), pixels(test)))
     if "random encoder" not in done:
-        encoder = recipes.build_encoder(recipe)
-        probe("random encoder", [extract_features(encoder, d, verbose=0) for d in (train, test)])
+        probe("random encoder", features(recipes.build_encoder(recipe), train, test))
     for objective in objectives:
         name = LABELS[objective]
         if name in done:
@@ -126,7 +112,7 @@ def compare(
         if result.stopped_by:
             return None
         say(f"{name}: trained in {result.seconds:.0f} s")
-        probe(name, [extract_features(result.model.encoder, d, verbose=0) for d in (train, test)])
+        probe(name, features(result.model.encoder, train, test))
 
     order = ["raw pixels", "random encoder", *(LABELS[o] for o in objectives)]
     rows = {n: {k: tuple(done[n][str(k)]) for k in shots} for n in order}
