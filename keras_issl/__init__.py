@@ -1,4 +1,4 @@
-"""Invariant self-supervised learning (CISSL, DISSL) on Keras 3: JAX, TensorFlow and PyTorch."""
+"""Invariant self-supervised learning on Keras 3 (JAX, TensorFlow, PyTorch): DISSL, CISSL and their rivals."""
 
 from keras_issl import _backend  # noqa: F401, I001  first: it chooses the backend before Keras is imported
 
@@ -14,7 +14,9 @@ from keras_issl import (
     finetuning,
     heads,
     losses,
+    moving_average,
     objectives,
+    optimizers,
     probes,
     provenance,
     recipes,
@@ -50,7 +52,9 @@ __all__ = [
     "list_presets",
     "load_objective",
     "losses",
+    "moving_average",
     "objectives",
+    "optimizers",
     "probes",
     "provenance",
     "push_to_hub",

@@ -16,6 +16,7 @@ BACKENDS = {"tensorflow", "torch", "jax"}
 MAY_IMPORT_A_BACKEND = {"distribution", "zoo/checkpoints"}
 
 BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optimizers", "datasets", "provenance"}
+BASE |= {"moving_average"}
 EVALUATION = {"features", "probes", "results", "diagnostics", "report"}
 ALLOWED = {  # room -> rooms of this library that it may import
     "_backend": set(),
@@ -24,7 +25,9 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "encoders": {"distribution"},
     "augmentations": set(),
     "datasets": set(),
-    "objectives": {"distribution", "heads"},
+    "moving_average": set(),
+    "optimizers": set(),
+    "objectives": {"distribution", "heads", "moving_average"},
     "losses": {"objectives"},
     "pretraining": BASE | {"objectives", "callbacks"},
     "callbacks": BASE | {"objectives"},
