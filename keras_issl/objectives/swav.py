@@ -52,7 +52,7 @@ def sinkhorn(scores, *, epsilon=0.05, iterations=3, queue_scores=None, use_queue
 
     Example:
 
-    >>> codes = sinkhorn(keras.random.uniform((8, 4), seed=0), iterations=50)
+    >>> codes = sinkhorn(keras.random.uniform((8, 4), seed=0), epsilon=1.0, iterations=50)
     >>> bool(keras.ops.max(keras.ops.abs(keras.ops.sum(codes, axis=0) - 8 / 4)) < 1e-3)
     True
     """
