@@ -43,7 +43,7 @@ def fitted(model, *args, **kwargs):
 # ---------------------------------------------------------------------- one step, three backends
 @pytest.fixture(scope="module")
 def another_backend(tmp_path_factory):
-    """A folder with the weights of every objective after one step on the next backend: three runs close the circle."""
+    """A folder with the weights of every objective after three steps on the next backend: three runs a circle."""
     other = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}[BACKEND]
     folder = tmp_path_factory.mktemp(other)
     command = [sys.executable, Path(one_step.__file__), folder]
@@ -53,7 +53,7 @@ def another_backend(tmp_path_factory):
 
 
 @pytest.mark.parametrize("objective", members.SMALL)
-def test_weights_after_one_step_equal_another_backend(objective, another_backend):
+def test_weights_after_three_steps_equal_another_backend(objective, another_backend):
     theirs, ours = np.load(another_backend / f"{objective}.npz"), one_step.step(objective)
     assert set(theirs.files) == set(ours)
     for name in theirs.files:

@@ -3,12 +3,12 @@
 import contextlib
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_issl import datasets, distribution, encoders, moving_average, provenance
 from keras_issl.callbacks import NaNGuard
 from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
+from keras_issl.pretraining.saving import Saving
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def _check_width(objective, width):
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
-class Pretrainer(Feeding, keras.Model):
+class Pretrainer(Feeding, Saving, keras.Model):
     """Trains an encoder without labels: an augmentation makes views, an objective scores their features.
 
     Args:
@@ -340,39 +340,3 @@ class Pretrainer(Feeding, keras.Model):
             return super().predict(x, batch_size=batch_size, verbose=verbose, **kwargs)
         finally:
             self._scoring = scoring
-
-    # ------------------------------------------------------------------ saving
-    def _seed_states(self):
-        return [v for v in self.non_trainable_variables if "seed_generator_state" in v.path]
-
-    def save_own_variables(self, store):
-        """Adds the random states of the layers to the weights, which Keras leaves out of them."""
-        super().save_own_variables(store)
-        for i, state in enumerate(self._seed_states()):
-            store[f"seed_{i}"] = ops.convert_to_numpy(state.value)
-
-    def load_own_variables(self, store):
-        states = self._seed_states()
-        for i, state in enumerate(states):
-            if f"seed_{i}" in store:
-                state.assign(np.asarray(store[f"seed_{i}"]))
-        own = {key: store[key] for key in store.keys() if not key.startswith("seed_")}  # noqa: SIM118  an HDF5 view
-        super().load_own_variables(own)
-
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        augmentation = None if self.augmentation is None else serialize(self.augmentation)
-        return {
-            "name": self.name,
-            "encoder": serialize(self.encoder),
-            "objective": serialize(self.objective),
-            "augmentation": augmentation,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for name in ("encoder", "objective", "augmentation"):
-            config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-        return cls(**config)
