@@ -318,3 +318,5 @@ def test_the_teachers_views_are_the_large_ones():
     for images in (IMAGES, np.zeros((4, 16, 16, 3), "uint8")):
         with pytest.raises(ValueError, match="large views that the teacher sees first"):
             model.outputs(images[:4])
+    unknown = keras.KerasTensor((None, None, None, 3))
+    model._check_views([unknown, unknown])  # sizes that a stream does not tell are left to the encoder

@@ -132,6 +132,8 @@ class Pretrainer(Feeding, Saving, keras.Model):
                 f"{count}. Use augmentations.SimCLR, or an objective that takes small crops: DISSL, DINO or SwAV."
             )
         sizes = [tuple(view.shape[1:3]) for view in views]
+        if any(None in size for size in sizes):  # a stream that does not say
+            return
         large = sizes[: self.objective.num_teacher_views]
         if len(set(large)) > 1 or any(height * width > large[0][0] * large[0][1] for height, width in sizes):
             raise ValueError(
