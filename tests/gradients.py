@@ -13,7 +13,8 @@ def value_and_grad(loss, *arrays):
     if backend == "jax":
         import jax
 
-        value, grads = jax.value_and_grad(loss, argnums=tuple(range(len(arrays))))(*map(jax.numpy.asarray, arrays))
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=tuple(range(len(arrays)))))  # as in training
+        value, grads = compiled(*map(jax.numpy.asarray, arrays))
     elif backend == "tensorflow":
         import tensorflow as tf
 

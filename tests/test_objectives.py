@@ -166,6 +166,7 @@ def count(head, width):
     return sum(int(np.prod(w.shape)) for w in head.trainable_weights)
 
 
+@pytest.mark.backend_independent
 def test_head_sizes_are_the_papers():
     d, c, bn = 512, 1000, 2
     dissl = objectives.DISSL(num_classes=c)
@@ -192,6 +193,7 @@ def test_head_sizes_are_the_papers():
     assert size(cissl.student_head) == 2048 * 128 + bn * 128
 
 
+@pytest.mark.backend_independent
 def test_mlp_probe_heads_keep_a_teacher_that_was_asked_for():
     for objective in (objectives.DISSL(num_classes=8, probe="mlp", teacher_hidden=(32,)),
                       objectives.CISSL(probe="mlp", hidden=(32,))):  # fmt: skip
