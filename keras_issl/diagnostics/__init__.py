@@ -2,6 +2,7 @@
 
 `diagnose` measures and gives plain verdicts; `idealness` solves random tasks that no augmentation changes, beside
 Cover's curve; `advise_dimension` says what a wider representation would buy; `risk_decomposition` splits a test error.
+`judge_training` does not look at features: it reads the records of a run, and says whether it collapsed or diverged.
 """
 
 from keras_issl.diagnostics.classes import EquivalenceClass, EquivalenceClasses, equivalence_classes
@@ -32,6 +33,8 @@ from keras_issl.diagnostics.risk import RiskDecomposition, risk_decomposition
 from keras_issl.diagnostics.separability import separable
 from keras_issl.diagnostics.spectrum import Dimensions, dimensions, effective_rank, participation_ratio, singular_values
 from keras_issl.diagnostics.teacher import ClassUsage, assignments, class_usage
+from keras_issl.diagnostics.training import judge_training
+from keras_issl.diagnostics.training_records import TrainingVerdict
 from keras_issl.diagnostics.verdicts import Diagnosis, diagnose
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "Leak",
     "Measure",
     "RiskDecomposition",
+    "TrainingVerdict",
     "Verdict",
     "advise_dimension",
     "alignment",
@@ -63,6 +67,7 @@ __all__ = [
     "etf_distance",
     "idealness",
     "invariance",
+    "judge_training",
     "one_hot",
     "participation_ratio",
     "random_projections",

@@ -19,6 +19,21 @@ KNOBS = {
         (("BYOL",), "raise teacher_momentum, short of 1"),  # Grill et al. 2020, table 5a: at 0 it collapses
         (("VICReg",), "raise variance_weight, at least to invariance_weight"),  # Bardes et al. 2022, appendix D
     ],
+    # Near uniformity the loss of DISSL falls only along logits on which two views agree; λ is not among what decides.
+    "uniform_teacher": [
+        (("DISSL",), "lower teacher_temperature (τ_t); λ does not help here"),
+        (("DINO",), "lower teacher_temperature, or warm it up over more warmup_epochs"),  # sharpening
+        (("SwAV",), "lower epsilon"),
+    ],
+    "one_class": [
+        (("DISSL",), "raise maximality_weight (λ), at least to 1 + invariance_weight (β)"),
+        (("DINO",), "lower center_momentum, so that the centre follows; raise teacher_temperature"),  # centring
+        (("SwAV",), "with batches smaller than num_prototypes, set queue_length"),
+    ],
+    "few_classes": [(("DISSL",), "raise maximality_weight (λ); larger batches, which bound H(M) by log B")],
+    "uncertain": [
+        (("DISSL",), "train longer; lower teacher_temperature; raise invariance_weight (β), up to λ - 1"),
+    ],
     "invariance": [
         (("DISSL",), "raise invariance_weight (β), up to maximality_weight (λ) - 1"),
         (CONTRASTIVE, "raise the temperature"),
@@ -59,8 +74,20 @@ def knob(kind, objective=None):
     """
     if objective is None:
         return " ".join(f"{_listed(names)}: {text}." for names, text in KNOBS[kind])
-    name = NAMES.get(re.sub(r"[\W_]", "", str(objective).lower()))
+    name = official_name(objective)
     return next((f"{name}: {text}." for names, text in KNOBS[kind] if name in names), "")
+
+
+def official_name(objective):
+    """An objective's name as its paper writes it; `None` for one that is not ours.
+
+    Example:
+
+    >>> from keras_issl.diagnostics.knobs import official_name
+    >>> official_name("moco_v3"), official_name("BarlowTwins"), official_name("MyOwn")
+    ('MoCo v3', 'Barlow Twins', None)
+    """
+    return NAMES.get(re.sub(r"[\W_]", "", str(objective).lower()))
 
 
 def advice(general, kind, objective, last=""):
