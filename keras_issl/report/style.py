@@ -1,14 +1,15 @@
 """The look of pages and charts: colours, and the style sheet of a page."""
 
-__all__ = ["ACCENT", "PALETTE", "STYLE"]
+__all__ = ["ACCENT", "LEVEL_COLORS", "PALETTE", "STYLE"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and two more. Pages and charts share them.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4f9a", "#6b6b6b")
 ACCENT = PALETTE[0]
+LEVEL_COLORS = {"good": "#00704f", "warning": "#8f5400", "problem": "#b3261e"}  # dark enough to read
 
 STYLE = """
 :root { --ink: #1d2530; --pale: #5a6675; --line: #dde2e8; --soft: #f5f7f9; --accent: ACCENT;
-  --good: #00704f; --warning: #8f5400; --problem: #b3261e; }
+  LEVELS; }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: #fff; color: var(--ink); line-height: 1.55; font-size: 16px;
@@ -32,6 +33,7 @@ p { margin: 0.7rem 0; max-width: 46rem; }
 .note { color: var(--pale); font-size: 0.9rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; margin: 1.25rem 0; }
 .tile { background: var(--soft); border-radius: 8px; padding: 1rem 1.15rem; }
+.tile:only-child { max-width: 16rem; }
 .tile b { display: block; font-size: 2rem; line-height: 1.15; font-weight: 650; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; }
 .tile span { display: block; margin-top: 0.3rem; font-weight: 550; font-size: 0.95rem; }
@@ -53,11 +55,14 @@ tbody th { min-width: 7rem; }
 caption { text-align: left; color: var(--pale); font-size: 0.95em; padding-bottom: 0.4rem; }
 th, td { padding: 0.5rem 1.5rem 0.5rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   unicode-bidi: isolate; }
-tr > :last-child { padding-right: 0.4rem; }
+table:has(th:nth-child(10)) :is(th, td) { padding-right: 0.95rem; }
+table:has(th:nth-child(10)) tbody th { min-width: 10rem; }
+tr > :last-child, table:has(th:nth-child(10)) tr > :last-child { padding-right: 0.4rem; }
 thead th { color: var(--pale); font-weight: 550; font-size: 0.92em; border-bottom: 1.5px solid var(--ink);
   vertical-align: bottom; }
 tbody th { font-weight: 550; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+thead .number { white-space: normal; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0.5rem 2rem;
   align-items: start; }
 figure { margin: 1.1rem 0; min-width: 0; break-inside: avoid; }
@@ -90,8 +95,11 @@ footer { color: var(--pale); font-size: 0.85rem; padding-top: 3rem; padding-bott
   .figures { grid-template-columns: 1fr 1fr; gap: 0.5rem 1.25rem; }
   .figures > :only-child { grid-column: 1 / -1; }
   .scroll { overflow: visible; } table { min-width: 0; } th, td { padding-right: 0.9rem; }
+  table:has(th:nth-child(10)) { font-size: 0.72em; }
+  table:has(th:nth-child(10)) :is(th, td) { padding-right: 0.6rem; }
+  table:has(th:nth-child(10)) tbody th { min-width: 0; }
   figure svg, figure img { max-height: 235mm; width: auto; }
   details.raw { display: none; }
   details:not(.raw)::details-content { content-visibility: visible; display: block; height: auto; }
 }
-""".replace("ACCENT", ACCENT)
+""".replace("ACCENT", ACCENT).replace("LEVELS", "; ".join(f"--{name}: {color}" for name, color in LEVEL_COLORS.items()))

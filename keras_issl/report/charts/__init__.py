@@ -10,11 +10,14 @@ from keras_issl.report.charts.evaluation import (
     validation,
 )
 from keras_issl.report.charts.representation import PROBES, RISKS, class_balance, distances, idealness, risk, spectrum
+from keras_issl.report.charts.training import Line, Mark, over_time, step_time, thinned
 
 __all__ = [
     "MOST",
     "PROBES",
     "RISKS",
+    "Line",
+    "Mark",
     "class_balance",
     "confusion",
     "confusions",
@@ -22,8 +25,11 @@ __all__ = [
     "idealness",
     "intervals",
     "label_efficiency",
+    "over_time",
     "per_class",
     "risk",
     "spectrum",
+    "step_time",
+    "thinned",
     "validation",
 ]
