@@ -27,10 +27,12 @@ __all__ = [
     "Exportable",
     "MaxPooling2D",
     "gather",
+    "gradients",
     "global_mean",
     "has_accelerator",
     "jit_compile_default",
     "num_replicas",
+    "prefetches",
 ]
 
 
@@ -95,6 +97,43 @@ def global_mean(x):
     return ops.mean(x, axis=0)
 
 
+def gradients(function, variables):
+    """Gradients of a scalar with respect to variables, outside of any compiled step.
+
+    Args:
+        function: A function of no arguments that returns a scalar tensor.
+        variables: Keras variables of floating-point numbers.
+
+    Returns:
+        A list of tensors, one a variable; `None` where the scalar does not depend on it (on JAX: zeros).
+
+    Example:
+
+    >>> gradients = keras_issl.distribution.gradients(
+    ...     lambda: keras.ops.sum(encoder(images[:2], training=True)), encoder.trainable_variables
+    ... )
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = function()
+        return tape.gradient(value, [v.value for v in variables])
+    if backend == "torch":
+        import torch
+
+        with torch.enable_grad():
+            return list(torch.autograd.grad(function(), [v.value for v in variables], allow_unused=True))
+    import jax
+
+    def of_values(values):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function()
+
+    return jax.grad(of_values)([v.value for v in variables])
+
+
 def has_accelerator():
     """Whether the active backend sees a GPU, a TPU or another device beside the CPU.
 
@@ -128,6 +167,17 @@ def dtype_scope(policy):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def prefetches():
+    """Whether `fit` makes the batches of a `PyDataset` ahead, in a thread of its own; elsewhere steps wait for them.
+
+    Example:
+
+    >>> isinstance(keras_issl.distribution.prefetches(), bool)
+    True
+    """
+    return keras.config.backend() == "tensorflow"
 
 
 def jit_compile_default():

@@ -1,5 +1,6 @@
 """Batches that a run can resume, and batches that others made without their incomplete last one."""
 
+import time
 import types
 
 import keras
@@ -28,6 +29,9 @@ class Batches(keras.utils.PyDataset):
             None: one pass an epoch.
 
     Each item is images (B, ...), or a tuple of images and labels (B,).
+
+    Attributes:
+        seconds: Time that all items so far took to make.
 
     Raises:
         ValueError: lengths that differ, a batch size below 1 or, with `drop_last`, above N.
@@ -68,6 +72,7 @@ class Batches(keras.utils.PyDataset):
         self.epoch = initial_epoch
         self._order = (None, None)  # the latest pass and its permutation
         self._served = None  # numbers asked for in the epoch that Keras has begun
+        self.seconds = 0.0
 
     @property
     def batches_per_pass(self):
@@ -82,7 +87,11 @@ class Batches(keras.utils.PyDataset):
             raise IndexError(f"batch {number} of {len(self)}")
         if self._served is not None:
             self._served.add(number)
-        return self.batch(self.epoch, number)
+        began = time.monotonic()
+        try:
+            return self.batch(self.epoch, number)
+        finally:
+            self.seconds += time.monotonic() - began
 
     def batch(self, epoch, number):
         """Batch `number` of `epoch`, whatever was asked for before."""

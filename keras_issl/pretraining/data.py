@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_issl import datasets, encoders
+from keras_issl.pretraining.online_probe import check_labels
 
 DEFAULT_BATCH_SIZE = 256
 
@@ -26,7 +27,7 @@ class Feeding:
                 f"`validation_data`. Received: validation_split={fraction}, x of type {type(x).__name__}"
             )
         cut = round(len(x) * (1 - fraction))
-        return x[:cut], None if y is None else y[:cut], (x[cut:],)
+        return x[:cut], None if y is None else y[:cut], (x[cut:], None if y is None else y[cut:])
 
     def _channels(self):
         return encoders.image_channels(self.encoder)
@@ -35,9 +36,9 @@ class Feeding:
         """Turns images into batches of our own, and drops incomplete batches where they change the loss."""
         whole = self.objective.needs_batch_statistics
         if isinstance(x, tuple) and y is None and 1 <= len(x) <= 2:
-            x = x[0]
+            x, y = x[0], x[1] if len(x) == 2 else None
         if isinstance(x, datasets.ImageDataset):
-            images = x.images
+            images, y = x.images, x.labels if x.has_labels else None
         elif is_array(x):
             images = datasets.as_images(x, self._channels())
             datasets.check_range(images)
@@ -46,13 +47,16 @@ class Feeding:
         count = len(images)
         if count == 0:
             raise ValueError("`x` should hold at least one image. Received an empty array.")
+        labels = None
+        if self.online_probe is not None and (fit or y is not None):
+            labels = check_labels(self.online_probe, y, count)
         size = batch_size or min(DEFAULT_BATCH_SIZE, count)
         size = size if fit else min(size, count)
         self._check_batch_size(size)
         if whole and size <= count and count % size:
             self._say_drop(f"{count % size} images of the incomplete last batch")
         order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
-        return datasets.Batches(images, batch_size=size, drop_last=whole, **order), None
+        return datasets.Batches(images, labels, batch_size=size, drop_last=whole, **order), None
 
     def _checked_stream(self, x, whole, steps):
         """A stream of batches without an incomplete last one; what can be seen of it ahead of time is checked."""
@@ -63,6 +67,7 @@ class Feeding:
             batch = x[0]
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             self._check_batch_size(len(images))
+            self.images_per_step = len(images)
             datasets.as_images(images, self._channels())
         if whole:
             x, dropped = datasets.drop_incomplete(x)
@@ -91,6 +96,7 @@ class Feeding:
         objective, kind = self.objective, type(self.objective).__name__
         steps = steps or datasets.count_batches(x)
         size = x.batch_size if isinstance(x, datasets.Batches) else None
+        self.images_per_step = size or self.images_per_step
         objective.check_run(batch_size=size, epochs=epochs, steps_per_epoch=steps)
         if objective.uses_run_length:
             if steps is None:

@@ -6,9 +6,13 @@ import keras
 from keras import ops
 
 from keras_issl import datasets, distribution, encoders, moving_average, provenance
-from keras_issl.callbacks import NaNGuard
+from keras_issl.callbacks import NaNGuard, NonFiniteLoss
 from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
+from keras_issl.pretraining.online_probe import as_probe
+from keras_issl.pretraining.post_mortem import explain
 from keras_issl.pretraining.saving import Saving
+
+ONLINE = "online_features"  # beside the objective's outputs
 
 
 @contextlib.contextmanager
@@ -32,6 +36,13 @@ def _check_width(objective, width):
         )
 
 
+def _resized(images, view_shape):
+    """Images at the size of a view (B, h, w, C), where they have another."""
+    if None in view_shape[1:3] or tuple(images.shape[1:3]) == tuple(view_shape[1:3]):
+        return images
+    return ops.image.resize(ops.cast(images, "float32"), view_shape[1:3], antialias=True)
+
+
 @keras.saving.register_keras_serializable(package="keras_issl")
 class Pretrainer(Feeding, Saving, keras.Model):
     """Trains an encoder without labels: an augmentation makes views, an objective scores their features.
@@ -42,13 +53,15 @@ class Pretrainer(Feeding, Saving, keras.Model):
         objective: What to train for, e.g. `objectives.DISSL()`.
         augmentation: A layer or callable from images (B, H, W, C) in [0, 255] to a list of views
             (B, h, w, C), e.g. `augmentations.SimCLR(32, preset="cifar10")`. `None` passes copies.
+        online_probe: `None`; or a `pretraining.OnlineProbe`, or the number of classes of one: a linear probe that
+            learns from the labels beside the encoder and leaves it bit for bit as it would be.
         seed: Decides the order in which `fit` takes the images of an array.
 
     `fit` takes an array of images, (images, labels), an `ImageDataset`, a `tf.data.Dataset`, a
-    `PyDataset` or a grain dataset; labels are ignored. Where the loss couples the images of a batch
-    the incomplete last batch is dropped, with one warning. `evaluate` is the loss on views drawn
-    with a fixed seed, in inference mode. `predict` gives features, (N, D) float32. The encoder stays
-    a model of its own: `model.encoder.predict`, `model.encoder.save`.
+    `PyDataset` or a grain dataset; labels are for the online probe alone, and -1 is no label. Where
+    the loss couples the images of a batch the incomplete last batch is dropped, with one warning.
+    `evaluate` is the loss on views drawn with a fixed seed, in inference mode. `predict` gives
+    features, (N, D) float32. The encoder stays a model of its own: `model.encoder.predict`, `model.encoder.save`.
 
     For an objective with `teacher_momentum`, `model.teacher_encoder` is a moving average of the encoder, weights and
     batch statistics: it starts from the encoder's values, moves once a step before the forward pass, and is saved with
@@ -56,6 +69,10 @@ class Pretrainer(Feeding, Saving, keras.Model):
     along the epochs that `fit` counts: to go on with a run, pass `initial_epoch`.
 
     Besides the loss, logs hold what the objective declares in `log_names`.
+
+    Attributes:
+        batches: While `fit` runs on an array, an `ImageDataset` or `datasets.Batches`: the `Batches` it takes.
+        images_per_step: While `fit` runs: images a batch, where that is known.
 
     Raises:
         ValueError: The encoder's features are not (N, D); the augmentation gives fewer views than
@@ -73,7 +90,7 @@ class Pretrainer(Feeding, Saving, keras.Model):
     >>> history = model.fit(np.random.randint(0, 256, (32, 32, 32, 3), "uint8"), batch_size=16, verbose=0)
     """
 
-    def __init__(self, encoder, objective, augmentation=None, *, seed=0, **kwargs):
+    def __init__(self, encoder, objective, augmentation=None, *, online_probe=None, seed=0, **kwargs):
         # Views are made from uint8 or float32 images: nothing may round the input to bfloat16 first.
         super().__init__(autocast=False, **kwargs)
         self.encoder, self.objective, self.augmentation, self.seed = encoder, objective, augmentation, seed
@@ -90,8 +107,13 @@ class Pretrainer(Feeding, Saving, keras.Model):
                 self.teacher_encoder = moving_average.follower(encoder)
         provenance.note(encoder, probe=provenance.probe_family(objective))
         self.steps = self.add_weight(shape=(), dtype="int32", trainable=False, initializer="zeros", name="steps")
+        self.online_probe = as_probe(online_probe)
+        if self.online_probe is not None and not self.online_probe.built:
+            self.online_probe.build((None, width))
+            self.online_probe.built = True
         self.log_trackers = {name: keras.metrics.Mean(name=name) for name in objective.log_names}
         self._said_drop, self._scoring = False, False
+        self.batches, self.images_per_step = None, None
         self.built = True
 
     @property
@@ -167,7 +189,7 @@ class Pretrainer(Feeding, Saving, keras.Model):
         return stacked[0] if len(stacked) == 1 else ops.concatenate(stacked, axis=0)
 
     def outputs(self, images, training=True):
-        """The objective's outputs for the views of a batch of images."""
+        """The objective's outputs for the views of a batch of images; and `online_features`, for an online probe."""
         views = self.views(images, training=training)
         teacher_features = None
         if self.teacher_encoder is not None:
@@ -175,7 +197,12 @@ class Pretrainer(Feeding, Saving, keras.Model):
                 self._move_teacher()
             teacher_features = self.teacher_features(views, training=training)  # (T, B, D)
         features = self.features(views, training=training)  # (V, B, D)
-        return self.objective(features, teacher_features, training=training)
+        outputs = self.objective(features, teacher_features, training=training)
+        if self.online_probe is None:
+            return outputs
+        # What is validated is the image, not a view of it.
+        online = features[0] if training else self.encoder(_resized(images, views[0].shape), training=False)
+        return {**outputs, ONLINE: online}  # (B, D)
 
     def _move_teacher(self):
         """Takes the step before into the moving average, now that the optimizer has finished it; the first has none."""
@@ -194,6 +221,8 @@ class Pretrainer(Feeding, Saving, keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not isinstance(y_pred, dict):  # `test_on_batch`: the forward pass gave features, the loss needs views
             y_pred = self.outputs(self._to_encoder_channels(x), training=False)
+        y_pred = dict(y_pred)
+        self._score_online(y_pred.pop(ONLINE, None), y, training)
         loss, logs = self.objective.compute_loss(y_pred, self.steps)
         for name, value in logs.items():
             self.log_trackers[name].update_state(value)
@@ -202,6 +231,18 @@ class Pretrainer(Feeding, Saving, keras.Model):
         if training:
             self.steps.assign_add(1)
         return loss
+
+    def _score_online(self, features, labels, training):
+        if self.online_probe is None:
+            return
+        if labels is None and training:
+            with _plain_errors():
+                raise ValueError(
+                    "`x` should give (images, labels) for the online probe, -1 where there is no label. Received: "
+                    "images alone. Leave `online_probe` away to train without labels."
+                )
+        if labels is not None:
+            self.online_probe.score(features, labels, training=training)
 
     def _to_encoder_channels(self, images):
         """One-channel images are repeated to RGB when the encoder takes RGB."""
@@ -270,31 +311,45 @@ class Pretrainer(Feeding, Saving, keras.Model):
         steps_per_epoch=None,
         **kwargs,
     ):
-        """As `keras.Model.fit`; see the class for what `x` may be. `batch_size` defaults to 256."""
+        """As `keras.Model.fit`; see the class for what `x` may be. `batch_size` defaults to 256.
+
+        Raises:
+            NonFiniteLoss: A `FloatingPointError`: the loss became NaN or infinite. The model has its last good weights
+                again, and the message names the step and the tensor; see `callbacks.NaNGuard`.
+        """
         if validation_split:
             x, y, validation_data = self._hold_out(x, y, validation_split, validation_data)
         reorder = shuffle and isinstance(x, keras.utils.PyDataset)  # other streams bring their own order
         x, y = self._stream(x, y, batch_size, shuffle=shuffle, steps=steps_per_epoch)
         if validation_data is not None:
-            pair = validation_data if isinstance(validation_data, tuple) else (validation_data, None)
+            images, labels, *_ = (
+                (*validation_data, None) if isinstance(validation_data, tuple) else (validation_data, None)
+            )
             size = kwargs.pop("validation_batch_size", None) or batch_size
-            validation_data, _ = self._stream(pair[0], None, size, shuffle=False, fit=False)
+            validation_data, _ = self._stream(images, labels, size, shuffle=False, fit=False)
         self._begin_run(x, epochs, kwargs.get("initial_epoch", 0), steps_per_epoch)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
             reorder, steps_per_epoch = False, None  # the batches hold them
-        callbacks = self._with(callbacks, NaNGuard())
-        return super().fit(
-            x,
-            y,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_data=validation_data,
-            shuffle=reorder,
-            steps_per_epoch=steps_per_epoch,
-            **kwargs,
-        )
+        self.batches = x if isinstance(x, datasets.Batches) else None
+        if not self.optimizer.built:  # a guard's copy of the state has to be whole from the first step on
+            self.optimizer.build(self.trainable_variables)
+        try:
+            return super().fit(
+                x,
+                y,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=self._with(callbacks, NaNGuard()),
+                validation_data=validation_data,
+                shuffle=reorder,
+                steps_per_epoch=steps_per_epoch,
+                **kwargs,
+            )
+        except NonFiniteLoss as error:
+            raise explain(self, error, x) from None
+        finally:
+            self.batches, self.images_per_step = None, None
 
     @staticmethod
     def _with(callbacks, extra):

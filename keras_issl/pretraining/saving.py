@@ -28,17 +28,21 @@ class Saving:
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         augmentation = None if self.augmentation is None else serialize(self.augmentation)
+        probe = {} if self.online_probe is None else {"online_probe": serialize(self.online_probe)}
         return {
             "name": self.name,
             "encoder": serialize(self.encoder),
             "objective": serialize(self.objective),
             "augmentation": augmentation,
+            **probe,
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for name in ("encoder", "objective", "augmentation"):
+        for name in ("encoder", "objective", "augmentation", "online_probe"):
+            if name not in config:
+                continue
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)

@@ -1,0 +1,20 @@
+"""Callbacks of a run: guards, what it records, how it shows."""
+
+from keras_issl.callbacks.collapse_guard import CollapseGuard
+from keras_issl.callbacks.nan_guard import NaNGuard, NonFiniteLoss
+from keras_issl.callbacks.progress import Progress
+from keras_issl.callbacks.recorder import Recorder
+from keras_issl.callbacks.representation import FixedViews
+from keras_issl.callbacks.signals import StopOnSignal
+from keras_issl.callbacks.snapshot import Snapshot
+
+__all__ = [
+    "CollapseGuard",
+    "FixedViews",
+    "NaNGuard",
+    "NonFiniteLoss",
+    "Progress",
+    "Recorder",
+    "Snapshot",
+    "StopOnSignal",
+]

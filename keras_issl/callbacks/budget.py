@@ -1,0 +1,37 @@
+"""A share of the time of a run, for work beside it."""
+
+import contextlib
+import time
+
+
+class Budget:
+    """Says when it is time again for work that should take at most a share of the time. It is so at first.
+
+    Args:
+        share: The share, such as 0.005.
+
+    Example:
+
+    >>> from keras_issl.callbacks.budget import Budget
+    >>> budget = Budget(0.01)
+    >>> with budget.spend():
+    ...     total = sum(range(100_000))
+    >>> budget.due
+    False
+    """
+
+    def __init__(self, share):
+        self.share, self.next_at = share, 0.0
+
+    @property
+    def due(self):
+        """Whether the last work has paid for itself."""
+        return time.monotonic() >= self.next_at
+
+    @contextlib.contextmanager
+    def spend(self):
+        """Times the work within, and asks for the time between in proportion."""
+        began = time.monotonic()
+        yield
+        now = time.monotonic()
+        self.next_at = now + (now - began) / self.share

@@ -1,0 +1,261 @@
+"""What a run records beside its history: a row every few steps."""
+
+import contextlib
+import csv
+import math
+import os
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_issl import distribution
+from keras_issl.callbacks.budget import Budget
+from keras_issl.callbacks.representation import FixedViews
+
+ROWS = 200  # of a whole run
+EVERY = 50  # steps a row, of a run whose length is not known
+COST = 0.01  # share of the time that may go into measuring the representation
+BUSY = 0.9  # TensorFlow makes batches ahead: the device waits for them when making them takes nearly all the time
+ALWAYS = ("step", "epoch", "seconds", "learning_rate", "images_per_second", "input_share", *FixedViews.names)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Records a run: the means of all logs over a few steps, the learning rate, speed, and what the features are like.
+
+    Everything is derived on the host from what a step returns anyway: the compiled step is the same with and without
+    a recorder. Rows stand at fixed steps, whatever the machine's speed. Columns:
+
+    - `step`, `epoch` (with its fraction), `seconds` of training so far;
+    - `loss`, the objective's logs and those of an online probe: means over the steps since the row before;
+      `classes_used` is a count since the epoch began;
+    - `learning_rate`; `images_per_second`;
+    - `input_share`: the share of the time in which the device waits for the next batch to be made. It is known where
+      `fit` takes an array, an `ImageDataset` or `datasets.Batches`. TensorFlow makes batches ahead of the steps: there
+      it is 0 unless making them takes over 90 % of the time;
+    - `effective_rank` and `within_between` of fixed images (see `FixedViews`), measured at ends of epochs, as often as
+      costs 1 % of the time, and at the end of the run; they stand in the row that follows.
+
+    Args:
+        path: A CSV file to write, or `None` to keep the rows in memory alone.
+        every: Steps a row; `None`: the run's steps over 200, at least 1.
+        measure: Whether to measure the representation, where the images are known.
+        previous: Columns of the rows of a run that this one goes on with, as `report.read_records` gives them; those
+            that lie ahead are dropped. Without it an existing file is begun anew.
+
+    Attributes:
+        rows: A list of dicts, column -> number; NaN where nothing was measured.
+        listeners: Functions of the recorder, called after each new row.
+        seconds: Of its own work in this `fit`, so that it can be told what recording costs.
+
+    Example:
+
+    >>> recorder = keras_issl.callbacks.Recorder("records.csv")
+    >>> history = model.fit(images, batch_size=64, epochs=2, callbacks=[recorder], verbose=0)
+    >>> recorder.columns()["step"][-1], "effective_rank" in recorder.columns()
+    (8.0, True)
+    """
+
+    def __init__(self, path=None, *, every=None, measure=True, previous=None):
+        super().__init__()
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1):
+            raise ValueError(f"`every` should be None or a number of steps, at least 1. Received: {every!r}")
+        self.path, self.every, self.measure = None if path is None else Path(path), every, measure
+        self.previous, self.rows, self.listeners, self.seconds = previous, [], [], 0.0
+        self._file = None
+
+    def columns(self):
+        """Column -> float64 array, one value a row."""
+        names = self.rows[0] if self.rows else {}
+        return {name: np.array([row.get(name, math.nan) for row in self.rows], np.float64) for name in names}
+
+    # ------------------------------------------------------------------ what Keras calls
+    def on_train_begin(self, logs=None):
+        steps, epochs = self.params.get("steps"), self.params.get("epochs") or 1
+        self.first = int(self.model.steps)
+        if self.every is None:
+            self.every = max(1, steps * epochs // ROWS) if steps else EVERY
+        self._begin_rows()
+        self.names = [metric.name for metric in self.model.metrics]
+        self.means = {"loss", *self.model.log_trackers, *(n for n in self.names if n.startswith("online_"))}
+        self.done, self.batch, self.epoch, self.rate = self.first, 0, 0, None
+        self.window = _Window(self.means)
+        self.clock, self.timed, self.images, self.loading = None, 0.0, 0, 0.0
+        self.began, self.seconds, self.budget, self.fixed = time.monotonic(), 0.0, Budget(COST), None
+        self.begun, self.measured = False, {}
+
+    def _look_before(self):
+        """The row before the first step, once the listeners are ready: the encoder as it is."""
+        batches = self.model.batches
+        if self.measure and batches is not None and len(batches.images) >= 4:
+            with self._own():  # outside of the budget: most of it is compiled once
+                self.fixed = FixedViews(self.model, batches.images)
+                known = self.rows and self.rows[-1]["step"] >= self.first
+                if not known:
+                    self.measured = self.fixed()
+                    self._row({})
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.batch = epoch, 0
+        if not self.begun:
+            self.begun = True
+            self._look_before()
+        rate = self.model.optimizer.learning_rate  # on JAX the variable is out of reach within the epoch
+        self.rate = float(keras.ops.convert_to_numpy(rate))
+        self.epoch_first = self.done
+
+    def on_train_batch_end(self, batch, logs=None):
+        steps = batch + 1 - self.batch
+        self.batch = batch + 1
+        self.done = self.epoch_first + self.batch
+        self._tick(steps)
+        final = (self.epoch + 1, self.batch) == (self.params.get("epochs"), self.params.get("steps"))
+        if self.done // self.every > (self.done - steps) // self.every and not final:  # the end of the epoch makes it
+            with self._own():
+                logs = {name: float(value) for name, value in (logs or {}).items()}  # waits for the step
+                self._tick(0)
+                self._row(self.window.take(logs, self.batch))
+
+    def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        with self._own():
+            self._tick(0)
+            self.clock = None  # validation and checkpoints are not the speed of training
+            logs = {name: float(value) for name, value in (logs or {}).items() if not name.startswith("val_")}
+            self.window.end_epoch(logs, self.batch)
+            if self.fixed is not None and (self.budget.due or last):
+                with self.budget.spend():
+                    self.measured = self.fixed()
+            if last and self.done > self.first and not (self.rows and self.rows[-1]["step"] == self.done):
+                self._row(self.window.take(logs, 0))
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self):
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    # ------------------------------------------------------------------ rows
+    def _row(self, logs):
+        step = self.done
+        length = self.params.get("steps")
+        fraction = self.batch / length if length else 0.0
+        row = dict.fromkeys((*ALWAYS[:3], *self.names, *ALWAYS[3:]), math.nan)
+        row |= {"step": step, "epoch": self.epoch + fraction, "seconds": self.before + time.monotonic() - self.began}
+        if logs:
+            row |= {name: logs[name] for name in self.names if name in logs}
+            row |= {"learning_rate": self._learning_rate(step), **self._speed()}
+        row |= self.measured
+        self.measured = {}
+        self.rows.append(row)
+        self._write(row)
+        for listener in self.listeners:
+            listener(self)
+
+    def _learning_rate(self, step):
+        optimizer = getattr(
+            self.model.optimizer, "inner_optimizer", self.model.optimizer
+        )  # of one that scales the loss
+        schedule = getattr(optimizer, "_learning_rate", None)
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return float(keras.ops.convert_to_numpy(schedule(max(step - 1, 0))))  # of the step that is finished
+        return self.rate
+
+    def _tick(self, steps):
+        """Adds the time since the last tick to the training time; compilation, in the first step, is left out."""
+        now, batches = time.monotonic(), self.model.batches
+        loading = 0.0 if batches is None else batches.seconds
+        if self.clock is not None:
+            self.timed += now - self.clock
+            self.images += steps * (self.model.images_per_step or 0)
+            self.loading += loading - self.loaded
+        self.clock, self.loaded = now, loading
+
+    def _speed(self):
+        found = {}
+        if self.timed > 0 and self.images:
+            found["images_per_second"] = self.images / self.timed
+        if self.timed > 0 and self.model.batches is not None:
+            share = min(self.loading / self.timed, 1.0)
+            found["input_share"] = share if share > BUSY or not distribution.prefetches() else 0.0
+        self.timed, self.images, self.loading = 0.0, 0, 0.0
+        return found
+
+    # ------------------------------------------------------------------ the file
+    def _begin_rows(self):
+        columns = self.previous or {}
+        count = len(columns.get("step", ()))
+        rows = [{name: float(values[i]) for name, values in columns.items()} for i in range(count)]
+        self.rows = [row for row in rows if row["step"] <= self.first]
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.close()
+        self._rewrite()
+
+    def _rewrite(self):
+        """Writes all rows, through a temporary file."""
+        if self.path is None:
+            return
+        self.close()
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        with open(temporary, "w", newline="") as file:
+            for row in self.rows:
+                self._write(row, file, header=row is self.rows[0])
+        os.replace(temporary, self.path)
+
+    def _write(self, row, file=None, header=False):
+        if self.path is None:
+            return
+        if file is None:
+            if self._file is None:
+                header = not self.path.exists() or not self.path.stat().st_size
+                self._file = open(self.path, "a", newline="")  # noqa: SIM115  closed when training ends
+            file = self._file
+        lines = csv.writer(file, lineterminator="\n")
+        if header:
+            lines.writerow(row)
+        lines.writerow("" if math.isnan(value) and name != "loss" else f"{value:.8g}" for name, value in row.items())
+        file.flush()
+
+    @contextlib.contextmanager
+    def _own(self):
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
+
+
+class _Window:
+    """Means over some steps, from running means that begin anew with each epoch."""
+
+    def __init__(self, means):
+        self.means = means
+        self.sums, self.steps = {}, 0  # of finished epochs, not taken yet
+        self.seen, self.at = {}, 0  # sums of this epoch, and its steps, that were taken already
+
+    def take(self, logs, steps):
+        """Logs over the steps since the last call; `logs` are running means over `steps` steps of this epoch."""
+        count = self.steps + steps - self.at
+        found = {}
+        for name, value in logs.items():
+            if name in self.means and count:
+                found[name] = (self.sums.get(name, 0.0) + value * steps - self.seen.get(name, 0.0)) / count
+            else:
+                found[name] = value
+        self.sums, self.steps = {}, 0
+        # A mean that is NaN for want of labels has a sum of 0; that of a NaN stays NaN by itself.
+        self.seen = {name: 0.0 if math.isnan(value) else value * steps for name, value in logs.items()}
+        self.at = steps
+        return found
+
+    def end_epoch(self, logs, steps):
+        """Keeps what the epoch's last steps add to the next row."""
+        for name, value in logs.items():
+            if not (math.isnan(value) and name.startswith("online_")):
+                self.sums[name] = self.sums.get(name, 0.0) + value * steps - self.seen.get(name, 0.0)
+        self.steps += steps - self.at
+        self.seen, self.at = {}, 0

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM as a clean stop."""
+
+import signal
+import threading
+
+import keras
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """Turns Ctrl-C and SIGTERM into a stop at the next batch, so that what there is can be saved.
+
+    A second Ctrl-C interrupts at once. Handlers are only installed in the main thread, and the
+    previous ones come back when training ends.
+
+    Attributes:
+        received: Name of the signal that stopped the run, or `None`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.received, self._previous = None, {}
+
+    def on_train_begin(self, logs=None):
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number, frame):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.received is not None:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.restore()
+
+    def restore(self):
+        """Puts the previous signal handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

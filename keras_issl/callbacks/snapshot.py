@@ -1,0 +1,62 @@
+"""A copy in memory of all that a training step changes."""
+
+import numpy as np
+from keras import ops
+
+
+class Snapshot:
+    """All variables of a model and its optimizer, copied to the host: weights, slots, seeds, teachers, centres, queues.
+
+    It may be taken and restored in the middle of `fit`, from a callback.
+
+    Args:
+        model: A built and compiled `keras.Model`.
+
+    Example:
+
+    >>> before = keras_issl.callbacks.Snapshot(model)
+    >>> history = model.fit(images, batch_size=64, verbose=0)
+    >>> before.restore(model)
+    """
+
+    def __init__(self, model):
+        synchronize(model)
+        # np.array: on torch and a CPU the converted array is the variable's own memory.
+        self.arrays = [np.array(ops.convert_to_numpy(variable.value)) for variable in _variables(model)]
+
+    def restore(self, model):
+        """Gives the model the values back.
+
+        Raises:
+            ValueError: The model has other variables than the one it was taken of.
+        """
+        synchronize(model)
+        variables = _variables(model)
+        if [tuple(v.shape) for v in variables] != [a.shape for a in self.arrays]:
+            raise ValueError(
+                "`model` should be the one that the snapshot was taken of. Received: one of other variables."
+            )
+        for variable, array in zip(variables, self.arrays, strict=True):
+            variable.assign(array)
+
+
+def synchronize(model):
+    """Brings the variables up to date: on JAX they are behind the steps while `fit` runs."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def not_finite(model):
+    """Paths of the weights that hold NaN or infinity, trainable ones first."""
+    synchronize(model)
+    return [v.path for v in model.weights if not _finite(v)]
+
+
+def _finite(variable):
+    array = np.asarray(ops.convert_to_numpy(variable.value))
+    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+
+
+def _variables(model):
+    optimizer = getattr(model, "optimizer", None)
+    return [*model.variables, *(optimizer.variables if optimizer is not None else [])]

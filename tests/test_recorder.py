@@ -1,0 +1,215 @@
+"""What a run records, and that recording changes nothing of it."""
+
+import io
+import re
+import time
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_issl import augmentations, callbacks, datasets, diagnostics, encoders, objectives, pretraining, report
+
+BACKEND = keras.config.backend()
+IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3)).astype("uint8")
+LABELS = np.where(np.arange(70) < 60, np.arange(70) % 3, -1)
+
+
+def make(objective=None, online_probe=3, optimizer=None):
+    keras.utils.set_random_seed(0)
+    encoder = encoders.ResNet(blocks=(1,), width=8, image_size=8, stem="cifar")
+    objective = objective or objectives.DISSL(num_classes=12, teacher_hidden=(16,), bottleneck=8)
+    model = pretraining.Pretrainer(encoder, objective, augmentations.Affine(8, seed=0), online_probe=online_probe)
+    model.compile(optimizer or keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 12)))
+    return model
+
+
+class EveryStep(keras.callbacks.Callback):
+    """The logs of single steps: running means from metrics that are set back before each."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append({name: float(value) for name, value in logs.items()})
+
+
+def fit(model, *watching, **options):
+    options = {"batch_size": 14, "epochs": 3, "verbose": 0} | options
+    return model.fit(IMAGES, LABELS, callbacks=list(watching), **options).history
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of 15 steps with a row every four, its running means step by step, and its file."""
+    path = tmp_path_factory.mktemp("run") / "records.csv"
+    model, recorder, steps = make(), callbacks.Recorder(path, every=4), EveryStep()
+    history = fit(model, recorder, steps)
+    return model, recorder, steps.logs, history, path
+
+
+def test_rows_are_the_means_of_their_steps(recorded):
+    _, recorder, running, history, _ = recorded
+    single = []  # means over the first k steps of an epoch -> the step's own
+    for k, now in enumerate(running):
+        position = k % 5 + 1
+        before = running[k - 1] if position > 1 else now
+        single.append({n: position * now[n] - (position - 1) * before[n] for n in ("loss", "distillation")})
+    columns = recorder.columns()
+    assert columns["step"].tolist() == [0, 4, 8, 12, 15]  # the last by the measurement at the end
+    for (first, last), row in zip([(0, 4), (4, 8), (8, 12), (12, 15)], recorder.rows[1:], strict=True):
+        for name in ("loss", "distillation"):
+            assert row[name] == pytest.approx(np.mean([s[name] for s in single[first:last]]), rel=1e-4, abs=1e-5), name
+    assert columns["classes_used"][-1] == history["classes_used"][-1]  # a count, not a mean
+    np.testing.assert_allclose(columns["epoch"], [0, 0.8, 1.6, 2.4, 3])
+
+
+def test_a_row_says_rate_speed_and_what_the_features_are_like(recorded):
+    model, recorder, _, _, _ = recorded
+    columns = recorder.columns()
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 12)
+    expected = [float(schedule(step - 1)) for step in (4, 8, 12, 15)]
+    np.testing.assert_allclose(columns["learning_rate"][1:], expected, rtol=1e-5, atol=1e-9)
+    assert (columns["images_per_second"][2:] > 0).all() and (columns["input_share"][2:] <= 1).all()
+    assert (np.diff(columns["seconds"]) > 0).all()
+    views = [ops.convert_to_numpy(v) for v in model.views(IMAGES, training=False)]
+    features = np.stack([model.encoder.predict(view, verbose=0) for view in views]).astype("float64")
+    assert columns["effective_rank"][-1] == pytest.approx(diagnostics.effective_rank(features[0]), rel=1e-3)
+    assert columns["within_between"][-1] == pytest.approx(diagnostics.invariance(features).ratio, rel=1e-3)
+
+
+def test_the_file_holds_the_rows(recorded):
+    _, recorder, _, _, path = recorded
+    for name, values in report.read_records(path).items():
+        np.testing.assert_allclose(values, recorder.columns()[name], rtol=1e-6, err_msg=name)
+    assert report.read_records(path).keys() == recorder.columns().keys()
+
+
+def arrays(model):
+    return [ops.convert_to_numpy(v) for v in [*model.weights, *model.optimizer.variables]]
+
+
+def graph(model):
+    """The compiled training step as text; on torch, where nothing is compiled, the operations of one."""
+    images, labels = IMAGES[:14], LABELS[:14]
+    if BACKEND == "jax":
+        import jax
+
+        state = model._get_jax_state(
+            trainable_variables=True, non_trainable_variables=True, optimizer_variables=True, metrics_variables=True
+        )
+        text = str(jax.make_jaxpr(model.train_step)(state, (images, labels)))
+        return re.sub(r"0x[0-9a-f]+", "", text)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        step = tf.function(model.train_step).get_concrete_function((tf.constant(images), tf.constant(labels)))
+        return [(op.type, len(op.inputs)) for op in step.graph.get_operations()]
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called = []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Note():
+        model.train_step((ops.convert_to_tensor(images), ops.convert_to_tensor(labels)))
+    return called
+
+
+def test_recording_changes_neither_the_step_nor_a_bit_of_the_run(recorded):
+    """The same graph, and the same weights, slots and history, with every callback of a run and with none."""
+    plain = make()
+    history = fit(plain)
+    model, recorder = make(), callbacks.Recorder(every=4)
+    assert fit(model, recorder, callbacks.CollapseGuard(recorder, "rollback"),
+               callbacks.Progress(recorder, io.StringIO())) == history  # fmt: skip
+    for ours, theirs in zip(arrays(model), arrays(plain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with_recording, without = graph(model), graph(plain)
+    assert with_recording == without and len(without) > 100
+    other = make(online_probe=None)
+    other.optimizer.build(other.trainable_variables)
+    assert graph(other) != without  # what would differ is seen
+
+
+def test_a_resumed_run_goes_on_with_its_rows(tmp_path):
+    path = tmp_path / "records.csv"
+    model = make()
+    fit(model, callbacks.Recorder(path, every=2, measure=False), epochs=2)
+    whole = report.read_records(path)
+    again = make()
+    fit(again, callbacks.Recorder(path, every=2, measure=False), epochs=1)
+    with open(path, "a") as file:
+        file.write(",".join(["6.0"] * 3) + "," * (len(whole) - 3) + "\n")  # a row of steps that will be trained again
+    previous = report.read_records(path)
+    assert previous["step"].tolist() == [2, 4, 5, 6]
+    fit(again, callbacks.Recorder(path, every=2, measure=False, previous=previous), epochs=2, initial_epoch=1)
+    columns = report.read_records(path)
+    assert columns["step"].tolist() == [2, 4, 5, 6, 8, 10] and whole["step"].tolist() == [2, 4, 6, 8, 10]
+    assert (np.diff(columns["seconds"]) > 0).all()
+    np.testing.assert_allclose(columns["loss"][[0, 1, 4, 5]], whole["loss"][[0, 1, 3, 4]], rtol=1e-5)
+
+
+def test_a_stream_is_recorded_without_what_cannot_be_known_of_it():
+    model, recorder = make(), callbacks.Recorder(every=2)
+
+    def stream():
+        for start in range(0, 70, 14):
+            yield IMAGES[start : start + 14], LABELS[start : start + 14]
+
+    model.fit(stream(), epochs=1, steps_per_epoch=5, callbacks=[recorder], verbose=0)
+    columns = recorder.columns()
+    assert columns["step"].tolist() == [2, 4, 5] and np.isfinite(columns["loss"]).all()
+    assert np.isnan(columns["input_share"]).all() and np.isnan(columns["effective_rank"]).all()
+
+
+def test_slow_loading_is_seen_and_said():
+    class Slow:
+        shape, dtype = IMAGES.shape, IMAGES.dtype
+
+        def __len__(self):
+            return len(IMAGES)
+
+        def __getitem__(self, indices):
+            time.sleep(0.15 if len(indices) == 14 else 0)
+            return IMAGES[indices]
+
+    model, recorder = make(online_probe=None), callbacks.Recorder(every=1)
+    guard = callbacks.CollapseGuard(recorder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(datasets.Batches(Slow(), batch_size=14), epochs=3, callbacks=[recorder, guard], verbose=0)
+    assert sum("waits for" in str(warning.message) for warning in caught) == 1
+    assert np.nanmean(recorder.columns()["input_share"][3:]) > 0.3
+
+
+def test_every_is_checked():
+    for wrong in (0, True, 2.5):
+        with pytest.raises(ValueError, match="`every`"):
+            callbacks.Recorder(every=wrong)
+
+
+# ---------------------------------------------------------------------- the line
+def test_the_line_goes_to_a_file_about_twenty_times():
+    model, recorder, out = make(), callbacks.Recorder(every=1), io.StringIO()
+    fit(model, recorder, callbacks.Progress(recorder, out), epochs=9)
+    lines = out.getvalue().splitlines()
+    assert 14 <= len(lines) <= 24
+    for part in ("loss ", "distillation", "exp H(M)", "rank", "online top-1", "images/s", "0 s left", "step 45/45"):
+        assert part in lines[-1], part
+
+
+def test_the_line_of_a_terminal_is_drawn_over_itself():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    model, recorder, out = make(), callbacks.Recorder(every=1), Terminal()
+    fit(model, recorder, callbacks.Progress(recorder, out))
+    assert out.getvalue().startswith("\repoch") and out.getvalue().endswith("\n") and out.getvalue().count("\n") == 1
