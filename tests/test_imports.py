@@ -30,7 +30,8 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "objectives": {"distribution", "heads", "moving_average"},
     "losses": {"objectives"},
     "pretraining": BASE | {"objectives", "callbacks"},
-    "callbacks": BASE | {"objectives"},
+    "callbacks": BASE | {"objectives", "diagnostics"},
+    "loggers": set(),
     "provenance": set(),
     "features": {"datasets", "distribution", "encoders", "provenance"},
     "probes": {"distribution", "features", "results"},
@@ -40,11 +41,11 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "finetuning": {"distribution", "encoders"},
     "zoo": {"distribution", "encoders", "objectives", "augmentations", "datasets", "provenance"},
     "recipes": BASE | {"objectives", "pretraining"},
-    "runs": BASE | EVALUATION | {"objectives", "pretraining", "callbacks", "recipes", "zoo"},
+    "runs": BASE | EVALUATION | {"objectives", "pretraining", "callbacks", "loggers", "recipes", "zoo"},
     "comparison": BASE | EVALUATION | {"recipes", "runs", "zoo"},
     "diagnosis": EVALUATION,
     "testing": {"encoders", "objectives", "pretraining"},
-    "cli": BASE | EVALUATION | {"zoo", "recipes", "runs", "comparison", "diagnosis"},
+    "cli": BASE | EVALUATION | {"callbacks", "loggers", "zoo", "recipes", "runs", "comparison", "diagnosis"},
 }
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 
-from keras_issl.cli import evaluate, presets, pretrain
+from keras_issl.cli import evaluate, presets, pretrain, runs
 from keras_issl.cli.shared import say
 
 
@@ -18,7 +18,7 @@ def _parser():
         "probes and diagnoses of what was learned.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (pretrain, evaluate, presets):
+    for module in (pretrain, runs, evaluate, presets):
         module.add(commands)
     return parser
 

@@ -1,11 +1,13 @@
 """`keras-issl pretrain`."""
 
+import argparse
 import contextlib
 import itertools
 import os
 import time
 from pathlib import Path
 
+from keras_issl import loggers
 from keras_issl.cli import recipe_options
 from keras_issl.cli.shared import SOURCES, load, load_split, say
 
@@ -25,6 +27,16 @@ def add(commands):
     p.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
     p.add_argument("--out", help="run folder; default: runs/DATA-RECIPE-TIME")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    p.add_argument(
+        "--online-probe",
+        action=argparse.BooleanOptionalAction,
+        help="a linear probe beside the encoder, which it leaves as it is; default: where there are labels",
+    )
+    p.add_argument(
+        "--on-collapse", choices=("warn", "stop", "rollback"), default="warn", help="when the records show a collapse"
+    )
+    p.add_argument("--log", nargs="+", default=[], choices=loggers.NAMES, help="send the numbers there too")
+    p.add_argument("--page", action=argparse.BooleanOptionalAction, default=True, help="write report.html at the end")
     p.set_defaults(run=_pretrain)
 
 
@@ -61,20 +73,46 @@ def _train(args, make_recipe, out):
     for note in notes:
         say(note)
     size = recipe_options.stored_size(args, recipe)
-    data, _ = load_split(args, size)
+    data, everything = load_split(args, size)
     _say_size(args, size, data)
     for note in recipes.fit_to_images(recipe, len(data), asked)[1]:
         say(note)
-    result = runs.pretrain(recipe, data, out, resume=args.resume, overrides=asked, notes=notes)
-    pictures = "curves.png, " if (out / "curves.png").exists() else ""
+    result = runs.pretrain(
+        recipe,
+        data,
+        out,
+        resume=args.resume,
+        overrides=asked,
+        notes=notes,
+        online_probe="auto" if args.online_probe is None else args.online_probe,
+        on_collapse=args.on_collapse,
+        log=args.log,
+        page=args.page,
+        source=_source(args, everything, size),
+    )
+    for verdict in result.verdicts:
+        if verdict.level != "good":
+            say(f"{verdict.level}: {verdict.title}. {verdict.evidence} {verdict.advice}".rstrip())
+    written = ["preset/ (the encoder)", "history.csv", "records.csv", "checkpoints/", "run.json"]
+    for name, what in (("curves.png", ""), ("report.html", " (the page of the run)")):
+        if (out / name).exists():
+            written.insert(1, name + what)
     plural = "s" * (result.finished_epochs != 1)
     state = f"stopped by {result.stopped_by} after" if result.stopped_by else "trained"
     say(
         f"{state} {result.finished_epochs} epoch{plural} in {result.seconds:.0f} s; written to {out}: "
-        f"preset/ (the encoder), history.csv, {pictures}checkpoints/, run.json"
+        f"{', '.join(written)}"
     )
-    if result.stopped_by:
+    if result.stopped_by and result.stopped_by != "collapse":
         say(f"The same command with --out {out} --resume goes on.")
+
+
+def _source(args, everything, size):
+    """How `datasets.load` is called to get the same images again."""
+    source = str(Path(args.data).resolve()) if Path(args.data).exists() else args.data
+    split = args.split or (None if everything else "train")
+    on_error = "skip" if args.skip_broken else "raise"
+    return {"source": source, "split": split, "limit": args.limit, "on_error": on_error, **size}
 
 
 def _say_size(args, size, data):

@@ -79,13 +79,14 @@ def build_schedule(recipe, num_images):
     )
 
 
-def build(recipe, num_images, *, fit=True):
+def build(recipe, num_images, *, fit=True, online_probe=None):
     """The compiled `Pretrainer` of a recipe.
 
     Args:
         recipe: A `Recipe`, or its name.
         num_images: How many images an epoch has: the learning rate falls to 0 with the last step.
         fit: Whether the recipe is fitted to them first, as `fit_to_images` does, which also says what it changed.
+        online_probe: As in `Pretrainer`.
 
     Example:
 
@@ -101,6 +102,7 @@ def build(recipe, num_images, *, fit=True):
             encoder,
             OBJECTIVES[recipe.objective](**recipe.objective_args),
             AUGMENTATIONS[recipe.augmentation](seed=recipe.seed, **recipe.augmentation_args),
+            online_probe=online_probe,
             seed=recipe.seed,
         )
     options = {} if recipe.clip_value is None else {"clipvalue": recipe.clip_value}

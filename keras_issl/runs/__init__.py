@@ -1,0 +1,20 @@
+"""A run folder: what was asked for, what happened, and the encoder that came of it.
+
+```
+run.json         recipe, what was overridden and what followed, data fingerprint, versions, how it ended
+history.csv      one line an epoch
+records.csv      a row every few steps: logs, learning rate, speed, what the representation is like
+curves.png       the history as a picture
+report.html      the page of the run: curves, verdicts, views, neighbours
+checkpoints/     the last two epochs: weights, optimizer, random states
+preset/          the encoder and its objective, for `from_preset`
+lock             held while a process works in the folder
+```
+"""
+
+from keras_issl.runs.checkpoints import checkpoints
+from keras_issl.runs.folder import locked_folder
+from keras_issl.runs.page import make_page, read
+from keras_issl.runs.training import Result, check_size, pretrain
+
+__all__ = ["Result", "check_size", "checkpoints", "locked_folder", "make_page", "pretrain", "read"]
