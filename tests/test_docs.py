@@ -19,7 +19,11 @@ MODULES = sorted(
     if module.name not in ("keras_issl.cli.__main__", "keras_issl._backend", "keras_issl.probes.scikit_learn")
 )
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ONCE = {"collapse.md"}  # a minute of training runs: on TensorFlow alone
+PAGES = [
+    pytest.param(page, marks=[pytest.mark.backend_independent] if page.name in ONCE else [], id=page.name)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+]
 
 
 class Stated(doctest.OutputChecker):
@@ -66,7 +70,8 @@ def cache(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings("ignore:No augmentation", "ignore:One class for all images", "ignore:Uniform teacher")
 def test_the_python_of_a_page_runs(page, request, tmp_path, monkeypatch):
     """All of a page's blocks, one after the other, in a folder with two photographs."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S))

@@ -20,6 +20,10 @@ load on the machine hits all alike; a ratio is the median over the rounds of the
   views that the encoder sees: an EMA teacher sees two more, without gradient.
 - multicrop: what the encoder takes of an m6 step, forward and backward, as a multiple of the sum of its two sizes
   alone.
+- recording: a run of `Pretrainer.fit` with what it records at the default intervals (Recorder, CollapseGuard,
+  Progress) against the same fit without; the cost of its NaNGuard and of an online probe; the first look and the page,
+  paid once a run. About ten minutes a round on 2 CPU cores, on TensorFlow alone unless `--backends` says otherwise. An
+  even number of rounds lets each side of a pair come first equally often, and from six on there is a 95 % interval.
 """
 
 import argparse
@@ -36,11 +40,12 @@ import time
 from pathlib import Path
 
 import benchmark_objectives
+import benchmark_recording
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "@@"  # before what a worker says to the parent: libraries print too
-SECTIONS = ("step", "augmentation", "features", "presets", "import", "input", "objectives", "multicrop")
+SECTIONS = ("step", "augmentation", "features", "presets", "import", "input", "objectives", "multicrop", "recording")
 BACKENDS = ("torch", "tensorflow", "jax")
 # name -> depth, image size (and so the stem), images a batch, classes
 STEPS = {
@@ -312,6 +317,8 @@ def worker(section, who, case, gpu):
     def say(value):
         print(TAG + json.dumps(value), flush=True)
 
+    if section == "recording":  # its contestants share a process
+        return benchmark_recording.worker(case, gpu, say)
     make = {"step": step_worker, "augmentation": augmentation_worker, "features": features_worker}
     make |= {name: getattr(benchmark_objectives, f"{name}_worker") for name in ("objectives", "multicrop")}
     run, facts = make.get(section, input_worker)(who, case, gpu)
@@ -425,7 +432,7 @@ def compare(section, case, whos, gpu, rounds, repeats=1, profiled=False):
 
 def row(section, case, who, rate, unit, ratio=None, goal=None, at_most=False):
     found = {"section": section, "case": case, "who": who, "rate": rate, "unit": unit, "ratio": ratio, "goal": goal}
-    return found | {"at_most": at_most}  # whether the goal is the ratio's upper bound
+    return found | {"at_most": at_most, "interval": None}  # whether the goal is the ratio's upper bound; 95 %
 
 
 def ratio_to(base, times, work=1.0):
@@ -614,15 +621,29 @@ def markdown(rows):
     lines = ["| what | case | who | measured | ratio | goal | met |", "|---|---|---|---:|---:|---:|---|"]
     for r in rows:
         measured = f"{r['rate']:.3f} {r['unit']}" if r["unit"] == "s" else f"{r['rate']:,.0f} {r['unit']}"
-        ratio, goal, met = "" if r["ratio"] is None else f"{r['ratio']:.2f}", "", ""
-        if r["goal"] is not None and r["ratio"] is None:
-            goal, met = f"≤ {r['goal']} s", r["rate"] <= r["goal"]
-        elif r["goal"] is not None:
-            met = r["ratio"] <= r["goal"] if r["at_most"] else r["ratio"] >= r["goal"]
-            goal = f"{'≤' if r['at_most'] else '≥'} {r['goal']}"
-        met = {True: "yes", False: "no"}.get(met, "")
+        goal = ""
+        if r["goal"] is not None:
+            goal = f"≤ {r['goal']} s" if r["ratio"] is None else f"{'≤' if r['at_most'] else '≥'} {r['goal']}"
+        ratio, met = ratio_in_words(r), verdict(r)
         lines.append(f"| {r['section']} | {r['case']} | {r['who']} | {measured} | {ratio} | {goal} | {met} |")
     return "\n".join(lines)
+
+
+def ratio_in_words(r):
+    if r["ratio"] is None:
+        return ""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(r["ratio"], *r["interval"]) if r["interval"] else f"{r['ratio']:.2f}"
+
+
+def verdict(r):
+    """Whether a row meets its goal: "yes", "no", or "open" where the goal lies within the interval."""
+    if r["goal"] is None:
+        return ""
+    value = r["rate"] if r["ratio"] is None else r["ratio"]
+    low, high = r["interval"] or (value, value)
+    if r["ratio"] is None or r["at_most"]:
+        return "yes" if high <= r["goal"] else "no" if low > r["goal"] else "open"
+    return "yes" if low >= r["goal"] else "no" if high < r["goal"] else "open"
 
 
 def accelerator():
@@ -644,7 +665,7 @@ def names(known):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=names(SECTIONS), default=SECTIONS, help="sections, separated by commas")
-    parser.add_argument("--backends", type=names(BACKENDS), default=BACKENDS, help="backends, separated by commas")
+    parser.add_argument("--backends", type=names(BACKENDS), help="backends, separated by commas")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--profile", action="store_true", help="show where a training step's time goes")
     parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
@@ -655,6 +676,7 @@ def main():
         return worker(*json.loads(options.worker))
     if options.rounds < 1:
         parser.error("--rounds should be at least 1")
+    recorded, options.backends = options.backends or ("tensorflow",), options.backends or BACKENDS
     options.gpu = accelerator()
     sections = {
         "step": measure_steps,
@@ -665,17 +687,20 @@ def main():
         "input": measure_input,
         "objectives": lambda options: benchmark_objectives.measure_objectives(options, compare, row),
         "multicrop": lambda options: benchmark_objectives.measure_multicrop(options, compare, row),
+        "recording": lambda options: benchmark_recording.measure_recording(options, recorded, Contestant, row),
     }
     rows = []
     for section in options.only:
         for found in sections[section](options):
             rows.append(found)
-            ratio = "" if found["ratio"] is None else f", ratio {found['ratio']:.2f}"
+            ratio = "" if found["ratio"] is None else f", ratio {ratio_in_words(found)}"
             print(f"{section}: {found['case']}: {found['who']}: {found['rate']:.4g} {found['unit']}{ratio}", flush=True)
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     table = (
         f"{markdown(rows)}\n\nMedians of {options.rounds} rounds; load average {load:.1f} on {cores} cores at the end."
     )
+    if any(r["interval"] for r in rows):
+        table += " [ ]: the interval of the sign test over the rounds, 95 % or more; of fewer than six, their range."
     if load > 1.5 * cores:
         table += " Other work ran beside it: PyTorch's threads suffer most from that, so repeat it on a quiet machine."
     print("\n" + table)

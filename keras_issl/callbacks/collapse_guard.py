@@ -11,7 +11,7 @@ from keras_issl.callbacks.snapshot import Snapshot, not_finite
 
 ACTIONS = ("warn", "stop", "rollback")
 COST = 0.005  # share of the time that may go into verdicts, and as much into copies of the weights
-KEPT = 3  # copies of the weights: a collapse is seen a few rows after it began
+KEPT = 4  # copies of the weights beside the first, `PATIENCE` rows apart: a collapse is acted on long after it began
 PATIENCE = 10  # rows, a twentieth of a run; twice as many where it was so from the start, as before learning begins
 ONCE = ("slow_input", "no_augmentation", "no_learning_rate")  # what is worth a word at once, and not more
 
@@ -55,18 +55,19 @@ class CollapseGuard(keras.callbacks.Callback):
         recorder.listeners.append(self._look)
 
     def on_train_begin(self, logs=None):
-        self.judging, self.copying, self.copies, self.waiting = Budget(COST), Budget(COST), [], False
+        self.judging, self.copying, self.copies, self.copied_at = Budget(COST), Budget(COST), [], None
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Between steps, not at a new row, which may be one in the middle of an epoch's end.
-        if self.action == "rollback" and self.waiting and self.copying.due:
+        rows = len(self.recorder.rows)
+        apart = self.copied_at is None or rows >= self.copied_at + PATIENCE
+        if self.action == "rollback" and apart and self.copying.due:
             with self.copying.spend():
                 if not not_finite(self.model):
-                    self.copies = [*self.copies[-KEPT + 1 :], (self.recorder.done, Snapshot(self.model))]
-        self.waiting = False
+                    first, rest = self.copies[:1], self.copies[1:]
+                    self.copies = [*first, *rest[-KEPT + 1 :], (self.recorder.done, Snapshot(self.model))]
+                    self.copied_at = rows
 
     def _look(self, recorder):
-        self.waiting = True
         if self.judging.due:
             with self.judging.spend():
                 self._judge()
@@ -107,10 +108,7 @@ class CollapseGuard(keras.callbacks.Callback):
         if self.action == "stop":
             _warn(verdict, "Training stops here.")
             return
-        before = [copy for copy in self.copies if verdict.since is None or copy[0] < verdict.since] or self.copies[:1]
-        if not before:
-            _warn(verdict, "Training stops here; there is no copy of the weights from before.")
-            return
+        before = [copy for copy in self.copies if copy[0] < (verdict.since or 0)] or self.copies[:1]
         self.restored_step, copy = before[-1]
         copy.restore(self.model)
         _warn(verdict, f"Training stops here, and the model has the weights of step {self.restored_step:,} again.")

@@ -108,7 +108,9 @@ def compare(
             continue
         recipe = make_recipe(objective)
         say(f"{name}: pre-training {recipe.epochs} epochs on {len(train):,} images without labels")
-        result = runs.pretrain(recipe, train, out / objective, resume=(out / objective).exists())
+        result = runs.pretrain(
+            recipe, train, out / objective, resume=(out / objective).exists(), online_probe=False, page=False
+        )
         if result.stopped_by:
             return None
         say(f"{name}: trained in {result.seconds:.0f} s")

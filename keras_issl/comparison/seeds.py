@@ -117,7 +117,7 @@ def _different(values, argument):
 def _pretrain(recipe, train, folder):
     """A finished or stopped run, and the seconds that all of its epochs take."""
     started = max((epochs for epochs, _ in runs.checkpoints(folder)), default=0)
-    result = runs.pretrain(recipe, train, folder, resume=folder.exists())
+    result = runs.pretrain(recipe, train, folder, resume=folder.exists(), online_probe=False, page=False)
     path = folder / "seconds.json"
     if started < recipe.epochs and not result.stopped_by:  # of a run that went on, this part is scaled to the whole
         seconds = result.seconds * recipe.epochs / (recipe.epochs - started)

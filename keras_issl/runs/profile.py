@@ -9,7 +9,7 @@ from keras import ops
 ROUNDS = 5
 
 
-class _Part(keras.Model):
+class Part(keras.Model):
     """A function of a batch, compiled by itself; a number an image comes back, so that all of it is computed."""
 
     def __init__(self, function):
@@ -57,7 +57,7 @@ def step_parts(model, images, step):
 
 
 def _seconds(function, images):
-    part = _Part(function)
+    part = Part(function)
     part.predict_on_batch(images)  # compiles
     times = []
     for _ in range(ROUNDS):
