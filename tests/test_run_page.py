@@ -46,7 +46,7 @@ def test_the_page_has_all_that_was_promised(finished):
     for drawn in ("loss", "H(M)", "log min(B, C)", "KL between views", "exp H(M)", "learning rate", "effective rank",
                   "online top-1", "images a second", "wait for the batch"):  # fmt: skip
         assert drawn in page, drawn
-    assert page.count("data:image/png") == 3 and "<script" not in page and "src=\"http" not in page
+    assert page.count("data:image/png") == 3 and "<script" not in page and 'src="http' not in page
 
 
 def test_what_is_read_is_what_the_run_recorded(finished):

@@ -23,7 +23,7 @@ load on the machine hits all alike; a ratio is the median over the rounds of the
 - recording: a run of `Pretrainer.fit` with what it records at the default intervals (Recorder, CollapseGuard,
   Progress) against the same fit without; the cost of its NaNGuard and of an online probe; the first look and the page,
   paid once a run. About ten minutes a round on 2 CPU cores, on TensorFlow alone unless `--backends` says otherwise. An
-  even number of rounds lets each side of a pair come first equally often, and from six on there is a 95 % interval.
+  even number of rounds lets each side of a pair come first equally often; from six on the goal is judged.
 """
 
 import argparse

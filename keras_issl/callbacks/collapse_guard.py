@@ -38,11 +38,15 @@ class CollapseGuard(keras.callbacks.Callback):
 
     Example:
 
-    >>> recorder = keras_issl.callbacks.Recorder()
-    >>> guard = keras_issl.callbacks.CollapseGuard(recorder, action="rollback")
-    >>> history = model.fit(images, batch_size=64, epochs=2, callbacks=[recorder, guard], verbose=0)
-    >>> guard.verdict is None
-    True
+    ```python
+    views = keras_issl.augmentations.SimCLR(32, preset="cifar10")
+    model = keras_issl.Pretrainer(encoder, keras_issl.objectives.SimCLR(), views)
+    model.compile("adam")
+    recorder = keras_issl.callbacks.Recorder()
+    guard = keras_issl.callbacks.CollapseGuard(recorder, action="rollback")
+    model.fit(images, batch_size=64, epochs=2, callbacks=[recorder, guard], verbose=0)
+    guard.verdict  # None, or what it acted on
+    ```
     """
 
     def __init__(self, recorder, action="warn"):

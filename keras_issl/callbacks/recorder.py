@@ -53,8 +53,8 @@ class Recorder(keras.callbacks.Callback):
 
     >>> recorder = keras_issl.callbacks.Recorder("records.csv")
     >>> history = model.fit(images, batch_size=64, epochs=2, callbacks=[recorder], verbose=0)
-    >>> recorder.columns()["step"][-1], "effective_rank" in recorder.columns()
-    (8.0, True)
+    >>> len(recorder.columns()["loss"]), "effective_rank" in recorder.rows[-1]
+    (9, True)
     """
 
     def __init__(self, path=None, *, every=None, measure=True, previous=None):

@@ -22,7 +22,7 @@ class Snapshot:
     def __init__(self, model):
         synchronize(model)
         # np.array: on torch and a CPU the converted array is the variable's own memory.
-        self.arrays = [np.array(ops.convert_to_numpy(variable.value)) for variable in _variables(model)]
+        self.arrays = [np.array(_array(variable)) for variable in _variables(model)]
 
     def restore(self, model):
         """Gives the model the values back.
@@ -53,8 +53,12 @@ def not_finite(model):
 
 
 def _finite(variable):
-    array = np.asarray(ops.convert_to_numpy(variable.value))
-    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+    return bool(np.isfinite(_array(variable).astype(np.float32, copy=False)).all())
+
+
+def _array(variable):
+    # By way of a tensor: NumPy finds how a variable of TensorFlow converts old-fashioned, and says so.
+    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
 
 def _variables(model):

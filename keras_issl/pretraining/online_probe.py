@@ -5,6 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_issl import distribution
+from keras_issl.pretraining.encoding import plain_errors
+
+ONLINE = "online_features"  # their place beside the objective's outputs
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
@@ -149,3 +152,30 @@ def check_labels(probe, labels, count):
             f"{flat.min()} to {flat.max()}. Give `online_probe` the number of classes that there are."
         )
     return flat
+
+
+class OnlineScoring:
+    """Mixin of the `Pretrainer`: which features its online probe gets, and when."""
+
+    def _online_features(self, images, views, features, training):
+        """(B, D): of the first view in training; what is validated is the image, not a view of it."""
+        return features[0] if training else self.encoder(_resized(images, views[0].shape), training=False)
+
+    def _score_online(self, features, labels, training):
+        if self.online_probe is None:
+            return
+        if labels is None and training:
+            with plain_errors():
+                raise ValueError(
+                    "`x` should give (images, labels) for the online probe, -1 where there is no label. Received: "
+                    "images alone. Leave `online_probe` away to train without labels."
+                )
+        if labels is not None:
+            self.online_probe.score(features, labels, training=training)
+
+
+def _resized(images, view_shape):
+    """Images at the size of a view (B, h, w, C), where they have another."""
+    if None in view_shape[1:3] or tuple(images.shape[1:3]) == tuple(view_shape[1:3]):
+        return images
+    return ops.image.resize(ops.cast(images, "float32"), view_shape[1:3], antialias=True)

@@ -1,28 +1,15 @@
 """The training model: images -> views -> features -> objective, under plain `compile` and `fit`."""
 
-import contextlib
-
 import keras
 from keras import ops
 
 from keras_issl import datasets, distribution, encoders, moving_average, provenance
 from keras_issl.callbacks import NaNGuard, NonFiniteLoss
 from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
-from keras_issl.pretraining.online_probe import as_probe
+from keras_issl.pretraining.encoding import Encoding
+from keras_issl.pretraining.online_probe import ONLINE, OnlineScoring, as_probe
 from keras_issl.pretraining.post_mortem import explain
 from keras_issl.pretraining.saving import Saving
-
-ONLINE = "online_features"  # beside the objective's outputs
-
-
-@contextlib.contextmanager
-def _plain_errors():
-    """Errors within come out of `fit` as they are: Keras would wrap them in a page on the arguments of `call`."""
-    try:
-        yield
-    except ValueError as error:
-        error._keras_call_info_injected = True  # what Keras marks an error with that has said enough
-        raise
 
 
 def _check_width(objective, width):
@@ -36,15 +23,8 @@ def _check_width(objective, width):
         )
 
 
-def _resized(images, view_shape):
-    """Images at the size of a view (B, h, w, C), where they have another."""
-    if None in view_shape[1:3] or tuple(images.shape[1:3]) == tuple(view_shape[1:3]):
-        return images
-    return ops.image.resize(ops.cast(images, "float32"), view_shape[1:3], antialias=True)
-
-
 @keras.saving.register_keras_serializable(package="keras_issl")
-class Pretrainer(Feeding, Saving, keras.Model):
+class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
     """Trains an encoder without labels: an augmentation makes views, an objective scores their features.
 
     Args:
@@ -123,71 +103,6 @@ class Pretrainer(Feeding, Saving, keras.Model):
         return [*encoder, *self.objective.teacher_pairs]
 
     # ------------------------------------------------------------------ one step
-    def views(self, images, training=True):
-        """Views of a batch: a list of at least `objective.num_views` tensors (B, h, w, C).
-
-        Args:
-            images: (B, H, W, C) in [0, 255].
-            training: `False` draws with a fixed seed.
-        """
-        if self.augmentation is None:
-            return [images] * self.objective.num_views
-        if getattr(self.augmentation, "_call_has_training_arg", False):
-            views = self.augmentation(images, training=training)
-        else:
-            views = self.augmentation(images)
-        with _plain_errors():
-            self._check_views(views)
-        return list(views)
-
-    def _check_views(self, views):
-        needed, kind = self.objective.num_views, type(self.objective).__name__
-        count = len(views) if isinstance(views, (list, tuple)) else type(views).__name__
-        if not isinstance(count, int) or count < needed:
-            raise ValueError(
-                f"`augmentation` should return a list of at least {needed} views for {kind}. Received: {count}. "
-                f"Pass num_views={needed} to it."
-            )
-        if count > needed and not self.objective.multi_crop:
-            raise ValueError(
-                f"`augmentation` should return {needed} views for {kind}, which does not define multi-crop. Received: "
-                f"{count}. Use augmentations.SimCLR, or an objective that takes small crops: DISSL, DINO or SwAV."
-            )
-        sizes = [tuple(view.shape[1:3]) for view in views]
-        if any(None in size for size in sizes):  # a stream that does not say
-            return
-        large = sizes[: self.objective.num_teacher_views]
-        if len(set(large)) > 1 or any(height * width > large[0][0] * large[0][1] for height, width in sizes):
-            raise ValueError(
-                f"`augmentation` should return the {len(large)} large views that the teacher sees first, all of one "
-                f"size, and then smaller ones. Received: views of {', '.join(f'{h}x{w}' for h, w in sizes)} pixels."
-            )
-
-    def features(self, views, training=True):
-        """Features (V, B, D) of a list of V views; views of one size go through the encoder together."""
-        with _plain_errors():
-            for view in views:
-                encoders.check_images(self.encoder, view.shape)
-        return self._encode(views, lambda x: self.encoder(x, training=training))
-
-    def teacher_features(self, views, training=True):
-        """The moving-average encoder's features (T, B, D) of the first T views, without gradient."""
-        views = views[: self.objective.num_teacher_views]
-        return self._encode(views, lambda x: moving_average.forward(self.teacher_encoder, x, training=training))
-
-    @staticmethod
-    def _encode(views, encoder):
-        stacked, start = [], 0
-        while start < len(views):
-            shape, end = tuple(views[start].shape[1:]), start + 1
-            while end < len(views) and tuple(views[end].shape[1:]) == shape:
-                end += 1
-            group = views[start] if end == start + 1 else ops.concatenate(views[start:end], axis=0)  # (k·B, h, w, C)
-            x = encoder(group)  # (k·B, D)
-            stacked.append(ops.reshape(x, (end - start, -1, x.shape[-1])))  # (k, B, D)
-            start = end
-        return stacked[0] if len(stacked) == 1 else ops.concatenate(stacked, axis=0)
-
     def outputs(self, images, training=True):
         """The objective's outputs for the views of a batch of images; and `online_features`, for an online probe."""
         views = self.views(images, training=training)
@@ -200,9 +115,7 @@ class Pretrainer(Feeding, Saving, keras.Model):
         outputs = self.objective(features, teacher_features, training=training)
         if self.online_probe is None:
             return outputs
-        # What is validated is the image, not a view of it.
-        online = features[0] if training else self.encoder(_resized(images, views[0].shape), training=False)
-        return {**outputs, ONLINE: online}  # (B, D)
+        return {**outputs, ONLINE: self._online_features(images, views, features, training)}
 
     def _move_teacher(self):
         """Takes the step before into the moving average, now that the optimizer has finished it; the first has none."""
@@ -231,18 +144,6 @@ class Pretrainer(Feeding, Saving, keras.Model):
         if training:
             self.steps.assign_add(1)
         return loss
-
-    def _score_online(self, features, labels, training):
-        if self.online_probe is None:
-            return
-        if labels is None and training:
-            with _plain_errors():
-                raise ValueError(
-                    "`x` should give (images, labels) for the online probe, -1 where there is no label. Received: "
-                    "images alone. Leave `online_probe` away to train without labels."
-                )
-        if labels is not None:
-            self.online_probe.score(features, labels, training=training)
 
     def _to_encoder_channels(self, images):
         """One-channel images are repeated to RGB when the encoder takes RGB."""
@@ -353,9 +254,8 @@ class Pretrainer(Feeding, Saving, keras.Model):
 
     @staticmethod
     def _with(callbacks, extra):
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.insert(0, extra)
-            return callbacks
+        if isinstance(callbacks, keras.callbacks.CallbackList):  # Keras makes a new one, which knows of all
+            callbacks = callbacks.callbacks
         return [extra, *keras.tree.flatten(callbacks or [])]
 
     def train_on_batch(self, *args, **kwargs):
