@@ -189,6 +189,89 @@ def test_slow_loading_is_seen_and_said():
     assert np.nanmean(recorder.columns()["input_share"][3:]) > 0.3
 
 
+def test_online_means_are_those_of_the_labelled_images_of_their_steps():
+    """With six labels in seventy, and first batches without any."""
+    labels = np.full(70, -1)
+    labels[[31, 44, 45, 60, 61, 62]] = 1
+    model, recorder = make(), callbacks.Recorder(every=2, measure=False)
+    batches = datasets.Batches(IMAGES, labels, batch_size=14, shuffle=False)
+    single = callbacks.Recorder(every=1, measure=False)
+    model.fit(batches, epochs=2, callbacks=[recorder, single], verbose=0)
+    counts = np.tile([0, 0, 1, 2, 3], 2)
+    for name in ("online_top1", "online_loss"):
+        values = np.where(counts > 0, single.columns()[name], 0.0)
+        assert np.isnan(single.columns()[name][[0, 1, 5, 6]]).all()
+        for row, steps in enumerate([(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]):
+            seen = counts[list(steps)].sum()
+            mean = (values * counts)[list(steps)].sum() / seen if seen else np.nan
+            np.testing.assert_allclose(recorder.columns()[name][row], mean, rtol=1e-4, atol=1e-6)
+    assert "online_labels" not in recorder.columns()
+
+
+def test_validation_and_other_batch_sizes_are_not_the_speed_of_training():
+    class Slow(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, number):
+            time.sleep(0.5)
+            return IMAGES[:64], LABELS[:64]
+
+    model, recorder = make(), callbacks.Recorder(every=5, measure=False)
+    fit(model, recorder, validation_data=Slow(), epochs=4)
+    rate, seconds = recorder.columns()["images_per_second"], np.diff(recorder.columns()["seconds"])
+    assert (rate[1:] > 70 / seconds * 1.5).all()  # with validation in it, it would be 70 images by the whole time
+    fitted = make()
+    seen = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(fitted.images_per_step))
+    fit(fitted, note, validation_data=Slow(), epochs=1)
+    fitted.evaluate(Slow(), verbose=0)
+    assert seen == [14] and fitted.images_per_step is None
+
+
+def test_the_recorded_rate_is_that_of_a_scheduler_and_of_a_new_optimizer():
+    model, recorder = make(optimizer=keras.optimizers.SGD(0.5)), callbacks.Recorder(every=5, measure=False)
+    rates = [0.1, 0.01, 0.001]
+    fit(model, recorder, keras.callbacks.LearningRateScheduler(lambda epoch, rate: rates[epoch]))
+    np.testing.assert_allclose(recorder.columns()["learning_rate"], rates, rtol=1e-6)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.25, 0.125])
+    model.compile(keras.optimizers.SGD(schedule))
+    again = callbacks.Recorder(every=5, measure=False)
+    fit(model, again, epochs=2)
+    np.testing.assert_allclose(again.columns()["learning_rate"], [schedule(4), schedule(9)])
+    assert again.columns()["step"].tolist() == [20, 25]
+
+
+def test_a_function_that_draws_from_keras_is_not_asked_for_views():
+    """Its draws are the run's: with a recorder the run would be another."""
+
+    def noisy(images):
+        x = ops.cast(images, "float32")
+        return [x + keras.random.normal(ops.shape(x)) for _ in range(2)]
+
+    losses = []
+    for watching in ([], [callbacks.Recorder()]):
+        keras.utils.set_random_seed(0)
+        encoder = encoders.ResNet(blocks=(1,), width=8, image_size=8, stem="cifar")
+        model = pretraining.Pretrainer(encoder, objectives.SimCLR(output_dim=8, hidden=(16,)), noisy)
+        model.compile("adam")
+        losses.append(fit(model, *watching)["loss"])
+    assert losses[0] == losses[1]
+    columns = watching[0].columns()
+    assert np.isfinite(columns["effective_rank"][-1]) and np.isnan(columns["within_between"]).all()
+
+
+def test_a_second_fit_goes_on_with_the_rows_and_is_guarded_anew():
+    model, recorder, out = make(), callbacks.Recorder(every=5, measure=False), io.StringIO()
+    guard, shown = callbacks.CollapseGuard(recorder), callbacks.Progress(recorder, out)
+    fit(model, recorder, guard, shown, epochs=2)
+    guard.verdict = "of the first run"
+    fit(model, recorder, guard, shown, epochs=4, initial_epoch=2)
+    assert recorder.columns()["step"].tolist() == [5, 10, 15, 20] and guard.verdict is None
+    assert "step 20/20" in out.getvalue().splitlines()[-1] and "0 s left" in out.getvalue().splitlines()[-1]
+    assert not recorder.listeners
+
+
 def test_every_is_checked():
     for wrong in (0, True, 2.5):
         with pytest.raises(ValueError, match="`every`"):
@@ -205,7 +288,9 @@ def test_the_line_goes_to_a_file_about_twenty_times():
         assert part in lines[-1], part
 
 
-def test_the_line_of_a_terminal_is_drawn_over_itself():
+def test_the_line_of_a_terminal_is_drawn_over_itself(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -213,3 +298,4 @@ def test_the_line_of_a_terminal_is_drawn_over_itself():
     model, recorder, out = make(), callbacks.Recorder(every=1), Terminal()
     fit(model, recorder, callbacks.Progress(recorder, out))
     assert out.getvalue().startswith("\repoch") and out.getvalue().endswith("\n") and out.getvalue().count("\n") == 1
+    assert max(map(len, out.getvalue().rstrip("\n").split("\r"))) < 80  # as wide as a terminal of unknown width

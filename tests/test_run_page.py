@@ -88,6 +88,24 @@ def test_other_images_than_the_runs_are_refused(finished, tmp_path):
         runs.make_page(tmp_path)
 
 
+def test_a_run_that_goes_on_has_not_ended_yet(tmp_path):
+    folder = tmp_path / "run"
+    runs.pretrain(recipe(epochs=2), DIGITS, folder, page=False, verbose=False)
+    told = json.loads((folder / "run.json").read_text())
+    told["ended"]["stopped_by"] = "SIGINT"
+    (folder / "run.json").write_text(json.dumps(told))
+    history = (folder / "history.csv").read_text()
+    (folder / "history.csv").write_text(history + "2,0.1")  # cut off by a kill
+    assert runs.read(folder).stopped_by == "SIGINT" and len(runs.read(folder).history["loss"]) == 2
+    runs.folder.describe(folder, {name: told[name] for name in ("recipe", "data")}, None, [])  # as a resumed run begins
+    assert runs.read(folder).stopped_by is None and runs.read(folder).finished_epochs is None
+    runs.pretrain(recipe(epochs=2), DIGITS, folder, resume=True, page=False, verbose=False)
+    after = json.loads((folder / "run.json").read_text())
+    assert [call["stopped_by"] for call in after["calls"]] == ["SIGINT"] and after["ended"]["stopped_by"] is None
+    with pytest.raises(ValueError, match="`online_probe` should be as it was when the run began, on"):
+        runs.pretrain(recipe(epochs=2), DIGITS, folder, resume=True, online_probe=False, verbose=False)
+
+
 def test_parts_of_a_step_add_up_to_it(finished, tmp_path):
     _, run = runs.make_page(finished / "first", tmp_path / "x.html", profile=True)
     whole = runs.read(finished / "first").step_parts["training step"]

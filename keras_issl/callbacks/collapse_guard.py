@@ -23,7 +23,7 @@ class CollapseGuard(keras.callbacks.Callback):
     run, or for twenty if it was there from the start, is warned of once; or stops the run; or stops it and gives the
     model the weights from before the collapse began. It warns as well where the device waits for its
     input, where the views of an image are copies and where the learning rate is 0. Judging takes at most 0.5 % of the
-    time, and copies of the weights, which only a rollback needs, as much.
+    time, and copies of the weights, which only a rollback needs, as much; up to five of them stay in the host's memory.
 
     Args:
         recorder: The run's `Recorder`, which must come before this in `callbacks`.
@@ -55,10 +55,13 @@ class CollapseGuard(keras.callbacks.Callback):
             raise ValueError(f"`action` should be one of {', '.join(ACTIONS)}. Received: {action!r}")
         self.recorder, self.action = recorder, action
         self.verdict, self.restored_step = None, None
-        self._said = set()
-        recorder.listeners.append(self._look)
+        self._said, self.batch_size = set(), None
 
     def on_train_begin(self, logs=None):
+        self.verdict, self.restored_step, self._said = None, None, set()
+        self.batch_size = self.model.images_per_step
+        if self._look not in self.recorder.listeners:
+            self.recorder.listeners.append(self._look)
         self.judging, self.copying, self.copies, self.copied_at = Budget(COST), Budget(COST), [], None
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -70,6 +73,9 @@ class CollapseGuard(keras.callbacks.Callback):
                     first, rest = self.copies[:1], self.copies[1:]
                     self.copies = [*first, *rest[-KEPT + 1 :], (self.recorder.done, Snapshot(self.model))]
                     self.copied_at = rows
+
+    def on_train_end(self, logs=None):
+        self.recorder.listeners.remove(self._look)
 
     def _look(self, recorder):
         if self.judging.due:
@@ -100,7 +106,7 @@ class CollapseGuard(keras.callbacks.Callback):
             self.recorder.columns(),
             objective=type(self.model.objective).__name__,
             config=self.model.objective.get_config(),
-            batch_size=self.model.images_per_step,
+            batch_size=self.batch_size,
             online_classes=None if probe is None else probe.num_classes,
         )
 
@@ -115,7 +121,9 @@ class CollapseGuard(keras.callbacks.Callback):
         before = [copy for copy in self.copies if copy[0] < (verdict.since or 0)] or self.copies[:1]
         self.restored_step, copy = before[-1]
         copy.restore(self.model)
-        _warn(verdict, f"Training stops here, and the model has the weights of step {self.restored_step:,} again.")
+        late = "" if self.restored_step < (verdict.since or 1) else "; there is no copy from before the collapse"
+        said = f"Training stops here, and the model has the weights of step {self.restored_step:,} again{late}."
+        _warn(verdict, said)
 
 
 def _warn(verdict, what):

@@ -6,7 +6,7 @@ import math
 import keras
 
 from keras_issl.callbacks.budget import Budget
-from keras_issl.callbacks.snapshot import Snapshot, not_finite
+from keras_issl.callbacks.snapshot import Snapshot, listed, not_finite
 
 COST = 0.005  # share of the time that may go into copies of the weights
 LAG = 1  # a loss is looked at when so many further steps were sent off, so that an accelerator need not wait for us
@@ -23,12 +23,15 @@ class NonFiniteLoss(FloatingPointError):
         snapshot: A `Snapshot` from before, or `None`.
         taken: (epoch, batch) that the snapshot was taken before.
         seen: (epoch, batch) in which the loss was seen to be not finite, from 0.
+        ignored: Paths of constants that were not finite from the start, and are meant to be so.
     """
 
-    def __init__(self, message, *, step=None, kind=None, tensor=None, snapshot=None, taken=None, seen=None):
+    def __init__(
+        self, message, *, step=None, kind=None, tensor=None, snapshot=None, taken=None, seen=None, ignored=frozenset()
+    ):
         super().__init__(message)
         self.step, self.kind, self.tensor = step, kind, tensor
-        self.snapshot, self.taken, self.seen = snapshot, taken, seen
+        self.snapshot, self.taken, self.seen, self.ignored = snapshot, taken, seen, ignored
 
 
 class NaNGuard(keras.callbacks.Callback):
@@ -53,6 +56,9 @@ class NaNGuard(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.snapshot, self.taken, self.budget = None, None, Budget(COST)
         self.pending, self.epoch = collections.deque(), 0
+        # Constants, such as a mask of -inf, are meant to be so; a weight that trains is not.
+        trained = {v.path for v in self.model.trainable_weights}
+        self.ignored = frozenset(path for path in not_finite(self.model) if path not in trained)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -79,8 +85,8 @@ class NaNGuard(keras.callbacks.Callback):
     def _check_all(self):
         while self.pending:
             self._check()
-        if bad := not_finite(self.model):
-            self._raise("Weights became NaN or infinite.", tensor=_listed(bad), kind="weight")
+        if bad := not_finite(self.model, self.ignored):
+            self._raise("Weights became NaN or infinite.", tensor=listed(bad), kind="weight")
 
     def _check(self):
         at, loss = self.pending.popleft()
@@ -91,8 +97,4 @@ class NaNGuard(keras.callbacks.Callback):
     def _raise(self, what, **facts):
         epoch, batch = facts.setdefault("seen", (self.epoch, None))
         place = f" In epoch {epoch + 1}" + (f", batch {batch + 1}." if batch is not None else ".")
-        raise NonFiniteLoss(what + place, snapshot=self.snapshot, taken=self.taken, **facts)
-
-
-def _listed(paths, most=3):
-    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+        raise NonFiniteLoss(what + place, snapshot=self.snapshot, taken=self.taken, ignored=self.ignored, **facts)

@@ -1,6 +1,7 @@
 """How a run shows while it goes on: one line that says what the representation is becoming."""
 
 import math
+import shutil
 import sys
 import time
 
@@ -38,54 +39,64 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, recorder, stream=None):
         super().__init__()
         self.recorder, self.stream, self._width = recorder, stream, 0
-        recorder.listeners.append(self._look)
 
     def on_train_begin(self, logs=None):
         self.out = self.stream or sys.stdout
         self.live = bool(getattr(self.out, "isatty", lambda: False)())
         self.began = self.said_at = time.monotonic()
-        self.first_step, self.said_share = int(self.model.steps), 0.0
-        steps = self.params.get("steps")
-        self.total = steps * (self.params.get("epochs") or 1) if steps else None
+        self.first_step, self.said_share, self.total = int(self.model.steps), 0.0, None
+        if self._look not in self.recorder.listeners:
+            self.recorder.listeners.append(self._look)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if self.total is None and steps and epochs:
+            self.total = self.first_step + steps * (epochs - epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if time.monotonic() - self.said_at >= (REDRAW if self.live else SILENCE) and self._measured():
+            self._say(self.recorder.done)
 
     def on_train_end(self, logs=None):
+        self.recorder.listeners.remove(self._look)
         if self.live and self._width:
             self.out.write("\n")
             self.out.flush()
             self._width = 0
 
+    def _measured(self):
+        return any(math.isfinite(row.get("learning_rate", math.nan)) for row in self.recorder.rows[-2:])
+
     def _look(self, recorder):
         row, now = recorder.rows[-1], time.monotonic()
         if not math.isfinite(row.get("learning_rate", math.nan)):
             return  # measured before any step
-        share, last = self._share(row["step"]), row["step"] == self.total
+        share, last = (row["step"] - self.first_step) / self._length(), row["step"] == self.total
         if self.live:
-            if now - self.said_at < REDRAW and not last:
-                return
-            text = line(recorder.rows, self.params.get("epochs"), self.total, self._left(row["step"], now))
-            self.out.write("\r" + text.ljust(self._width))
-            self._width = len(text)
+            due = now - self.said_at >= REDRAW
         else:
-            first = self.said_share == 0.0
-            if not (first or last or share - self.said_share >= 1 / LINES or now - self.said_at >= SILENCE):
-                return
-            text = line(recorder.rows, self.params.get("epochs"), self.total, self._left(row["step"], now))
-            self.out.write(f"  {text}\n")
-        self.said_at, self.said_share = now, max(share, 1e-9)
+            due = self.said_share == 0.0 or share - self.said_share >= 1 / LINES or now - self.said_at >= SILENCE
+        if due or last:
+            self._say(row["step"])
+
+    def _length(self):
+        return max(self.total - self.first_step, 1) if self.total else math.inf
+
+    def _say(self, step):
+        """Writes the line: what was recorded last, at the step where the run is."""
+        now, epochs = time.monotonic(), self.params.get("epochs")
+        left = None
+        if self.total and step > self.first_step:
+            left = (now - self.began) / (step - self.first_step) * (self.total - step)
+        width = shutil.get_terminal_size().columns - 1 if self.live else None
+        text = line(self.recorder.rows, epochs, self.total, left, step=step, width=width)
+        self.out.write("\r" + text.ljust(self._width) if self.live else f"  {text}\n")
         self.out.flush()
-
-    def _share(self, step):
-        return step / self.total if self.total else 0.0
-
-    def _left(self, step, now):
-        """Seconds to the end, at the speed so far."""
-        done = step - self.first_step
-        if not self.total or done < 1:
-            return None
-        return (now - self.began) / done * (self.total - step)
+        self._width = len(text)
+        self.said_at, self.said_share = now, max((step - self.first_step) / self._length(), 1e-9)
 
 
-def line(rows, epochs=None, total=None, left=None):
+def line(rows, epochs=None, total=None, left=None, *, step=None, width=None):
     """The line for the last of some rows; of what is measured now and then, the last measurement.
 
     Args:
@@ -93,12 +104,16 @@ def line(rows, epochs=None, total=None, left=None):
         epochs: Epochs of the run.
         total: Steps of the run.
         left: Seconds to its end.
+        step: Where the run is, if it is past the last row.
+        width: Characters that it may have; what matters least is left out.
 
     Example:
 
     >>> rows = [{"step": 120.0, "epoch": 2.0, "loss": -3.21, "effective_classes": 27.9, "online_top1": 0.871}]
     >>> keras_issl.callbacks.progress.line(rows, epochs=60, total=3600, left=75)
     'epoch 2.0/60, step 120/3,600: loss -3.210, exp H(M) 27.9, online top-1 87.1 %, 75 s left'
+    >>> keras_issl.callbacks.progress.line(rows, epochs=60, total=3600, left=75, width=50)
+    'epoch 2.0/60: loss -3.210, exp H(M) 27.9'
     """
 
     def last(name):
@@ -106,23 +121,31 @@ def line(rows, epochs=None, total=None, left=None):
         return next((value for value in values if math.isfinite(value)), None)
 
     row = rows[-1]
-    whole = f"/{epochs}" if epochs else ""
-    steps = f"/{total:,}" if total else ""
-    place = f"epoch {row['epoch']:.1f}{whole}, step {int(row['step']):,}{steps}"
-    parts = [f"loss {row['loss']:.3f}"]
-    parts += [text.format(row[name]) for name, text in SHOWN if math.isfinite(row.get(name, math.nan))]
+    place = f"epoch {row['epoch']:.1f}" + (f"/{epochs}" if epochs else "")
+    steps = f", step {int(step or row['step']):,}" + (f"/{total:,}" if total else "")
+    parts = [(0, f"loss {row['loss']:.3f}")]  # (how soon it is left out, text)
+    for name, text in SHOWN:
+        if math.isfinite(row.get(name, math.nan)):
+            parts.append((5, text.format(row[name])))
     if (classes := last("effective_classes")) is not None:
         bound = last("marginal_entropy_bound")
-        most = f" of {math.exp(bound):.0f}" if bound is not None else ""
-        parts.append(f"exp H(M) {classes:.1f}{most}")
-    for name, text in (("effective_rank", "rank {:.1f}"), ("images_per_second", "{:,.0f} images/s")):
+        parts.append((1, f"exp H(M) {classes:.1f}" + (f" of {math.exp(bound):.0f}" if bound is not None else "")))
+    for rank, name, text, factor in (
+        (3, "effective_rank", "rank {:.1f}", 1),
+        (3, "online_top1", "online top-1 {:.1f} %", 100),
+        (4, "images_per_second", "{:,.0f} images/s", 1),
+    ):
         if (value := last(name)) is not None:
-            parts.append(text.format(value))
-    if (top1 := last("online_top1")) is not None:
-        parts.insert(len(parts) - (last("images_per_second") is not None), f"online top-1 {100 * top1:.1f} %")
+            parts.append((rank, text.format(factor * value)))
     if left is not None:
-        parts.append(f"{_time(left)} left")
-    return f"{place}: {', '.join(parts)}"
+        parts.append((2, f"{_time(max(left, 0))} left"))
+    text = f"{place}{steps}: {', '.join(part for _, part in parts)}"
+    for most in (5, 4, 3, 2, 1):
+        if width is None or len(text) <= width:
+            return text
+        parts, steps = [part for part in parts if part[0] < most], ""
+        text = f"{place}: {', '.join(part for _, part in parts)}"
+    return text[:width]
 
 
 def _time(seconds):

@@ -18,6 +18,7 @@ ROWS = 200  # of a whole run
 EVERY = 50  # steps a row, of a run whose length is not known
 COST = 0.01  # share of the time that may go into measuring the representation
 BUSY = 0.9  # TensorFlow makes batches ahead: the device waits for them when making them takes nearly all the time
+WEIGHT = "online_labels"  # labelled images a step, which an online probe's means weigh; no column
 ALWAYS = ("step", "epoch", "seconds", "learning_rate", "images_per_second", "input_share", *FixedViews.names)
 
 
@@ -27,7 +28,7 @@ class Recorder(keras.callbacks.Callback):
     Everything is derived on the host from what a step returns anyway: the compiled step is the same with and without
     a recorder. Rows stand at fixed steps, whatever the machine's speed. Columns:
 
-    - `step`, `epoch` (with its fraction), `seconds` of training so far;
+    - `step`, `epoch` (with its fraction), `seconds` since training began, validation included;
     - `loss`, the objective's logs and those of an online probe: means over the steps since the row before;
       `classes_used` is a count since the epoch began;
     - `learning_rate`; `images_per_second`;
@@ -39,10 +40,11 @@ class Recorder(keras.callbacks.Callback):
 
     Args:
         path: A CSV file to write, or `None` to keep the rows in memory alone.
-        every: Steps a row; `None`: the run's steps over 200, at least 1.
+        every: Steps a row; `None`: the run's steps over 200, at least 1 and at most an epoch.
         measure: Whether to measure the representation, where the images are known.
         previous: Columns of the rows of a run that this one goes on with, as `report.read_records` gives them; those
-            that lie ahead are dropped. Without it an existing file is begun anew.
+            that lie ahead are dropped. Without it an existing file is begun anew; a second `fit` of the same model
+            goes on.
 
     Attributes:
         rows: A list of dicts, column -> number; NaN where nothing was measured.
@@ -74,10 +76,13 @@ class Recorder(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         steps, epochs = self.params.get("steps"), self.params.get("epochs") or 1
         self.first = int(self.model.steps)
-        if self.every is None:
-            self.every = max(1, steps * epochs // ROWS) if steps else EVERY
+        # What a schedule counts, which a new optimizer begins anew.
+        self.offset = int(self.model.optimizer.iterations) - self.first
+        self.apart = self.every or EVERY
+        if steps and self.every is None:  # a row an epoch at least
+            self.apart = max(1, min(steps * epochs // ROWS, steps))
         self._begin_rows()
-        self.names = [metric.name for metric in self.model.metrics]
+        self.names = [metric.name for metric in self.model.metrics if metric.name != WEIGHT]
         self.means = {"loss", *self.model.log_trackers, *(n for n in self.names if n.startswith("online_"))}
         self.done, self.batch, self.epoch, self.rate = self.first, 0, 0, None
         self.window = _Window(self.means)
@@ -97,13 +102,20 @@ class Recorder(keras.callbacks.Callback):
                     self._row({})
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.batch = epoch, 0
+        self.epoch, self.batch, self.rate = epoch, 0, None
         if not self.begun:
             self.begun = True
             self._look_before()
-        rate = self.model.optimizer.learning_rate  # on JAX the variable is out of reach within the epoch
-        self.rate = float(keras.ops.convert_to_numpy(rate))
         self.epoch_first = self.done
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.rate is None:  # once a scheduler has set it; on JAX the variable is out of reach later in the epoch
+            self.rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def on_test_begin(self, logs=None):
+        if self.clock is not None:  # validation is not the speed of training
+            self._tick(0)
+            self.clock = None
 
     def on_train_batch_end(self, batch, logs=None):
         steps = batch + 1 - self.batch
@@ -111,7 +123,7 @@ class Recorder(keras.callbacks.Callback):
         self.done = self.epoch_first + self.batch
         self._tick(steps)
         final = (self.epoch + 1, self.batch) == (self.params.get("epochs"), self.params.get("steps"))
-        if self.done // self.every > (self.done - steps) // self.every and not final:  # the end of the epoch makes it
+        if self.done // self.apart > (self.done - steps) // self.apart and not final:  # the end of the epoch makes it
             with self._own():
                 logs = {name: float(value) for name, value in (logs or {}).items()}  # waits for the step
                 self._tick(0)
@@ -121,14 +133,18 @@ class Recorder(keras.callbacks.Callback):
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         with self._own():
             self._tick(0)
-            self.clock = None  # validation and checkpoints are not the speed of training
+            self.clock = None  # nor are checkpoints
             logs = {name: float(value) for name, value in (logs or {}).items() if not name.startswith("val_")}
             self.window.end_epoch(logs, self.batch)
             if self.fixed is not None and (self.budget.due or last):
                 with self.budget.spend():
                     self.measured = self.fixed()
-            if last and self.done > self.first and not (self.rows and self.rows[-1]["step"] == self.done):
-                self._row(self.window.take(logs, 0))
+            if last and self.done > self.first:
+                if self.rows and self.rows[-1]["step"] == self.done:  # a run that was stopped at a row
+                    self.rows[-1] |= self.measured
+                    self._rewrite()
+                else:
+                    self._row(self.window.take(logs, 0))
 
     def on_train_end(self, logs=None):
         self.close()
@@ -162,7 +178,9 @@ class Recorder(keras.callbacks.Callback):
         )  # of one that scales the loss
         schedule = getattr(optimizer, "_learning_rate", None)
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            return float(keras.ops.convert_to_numpy(schedule(max(step - 1, 0))))  # of the step that is finished
+            return float(
+                keras.ops.convert_to_numpy(schedule(max(step - 1 + self.offset, 0)))
+            )  # of the step that is finished
         return self.rate
 
     def _tick(self, steps):
@@ -187,10 +205,12 @@ class Recorder(keras.callbacks.Callback):
 
     # ------------------------------------------------------------------ the file
     def _begin_rows(self):
-        columns = self.previous or {}
-        count = len(columns.get("step", ()))
-        rows = [{name: float(values[i]) for name, values in columns.items()} for i in range(count)]
-        self.rows = [row for row in rows if row["step"] <= self.first]
+        rows = self.rows  # of a `fit` before
+        if self.previous is not None:
+            count = len(self.previous.get("step", ()))
+            rows = [{name: float(values[i]) for name, values in self.previous.items()} for i in range(count)]
+            self.previous = None
+        self.rows = [row for row in rows if row["step"] <= self.first] if self.first else []
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.close()
         self._rewrite()
@@ -234,28 +254,33 @@ class _Window:
 
     def __init__(self, means):
         self.means = means
-        self.sums, self.steps = {}, 0  # of finished epochs, not taken yet
-        self.seen, self.at = {}, 0  # sums of this epoch, and its steps, that were taken already
+        self.kept, self.seen = {}, {}  # name -> (sum, weight): of epochs before; of this epoch, taken already
 
     def take(self, logs, steps):
         """Logs over the steps since the last call; `logs` are running means over `steps` steps of this epoch."""
-        count = self.steps + steps - self.at
-        found = {}
+        now, found = self._sums(logs, steps), {}
         for name, value in logs.items():
-            if name in self.means and count:
-                found[name] = (self.sums.get(name, 0.0) + value * steps - self.seen.get(name, 0.0)) / count
-            else:
+            if name not in self.means:
                 found[name] = value
-        self.sums, self.steps = {}, 0
-        # A mean that is NaN for want of labels has a sum of 0; that of a NaN stays NaN by itself.
-        self.seen = {name: 0.0 if math.isnan(value) else value * steps for name, value in logs.items()}
-        self.at = steps
+                continue
+            total, weight = self._since(name, now)
+            found[name] = total / weight if weight > 0 else math.nan
+        self.kept, self.seen = {}, now
         return found
 
     def end_epoch(self, logs, steps):
         """Keeps what the epoch's last steps add to the next row."""
-        for name, value in logs.items():
-            if not (math.isnan(value) and name.startswith("online_")):
-                self.sums[name] = self.sums.get(name, 0.0) + value * steps - self.seen.get(name, 0.0)
-        self.steps += steps - self.at
-        self.seen, self.at = {}, 0
+        now = self._sums(logs, steps)
+        self.kept, self.seen = {name: self._since(name, now) for name in now}, {}
+
+    def _since(self, name, now):
+        """Sum and weight of what was not taken yet."""
+        pairs = (now[name], self.kept.get(name, (0.0, 0.0)), self.seen.get(name, (0.0, 0.0)))
+        (total, weight), (kept, of_kept), (seen, of_seen) = pairs
+        return total + kept - seen, weight + of_kept - of_seen
+
+    def _sums(self, logs, steps):
+        """Name -> (sum, weight) over the epoch so far."""
+        labels = logs.get(WEIGHT, 1.0) * steps
+        weights = {name: labels if name.startswith("online_") else float(steps) for name in logs if name in self.means}
+        return {name: (logs[name] * weight if weight else 0.0, weight) for name, weight in weights.items()}

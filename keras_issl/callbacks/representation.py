@@ -14,6 +14,9 @@ CHUNK = 64
 class FixedViews:
     """Two augmented views of a few fixed images, drawn once, and the measures of their features.
 
+    An augmentation that takes no `training` cannot be asked for views without a draw that the run would miss: then the
+    images stand for themselves, and `within_between` is not known.
+
     Args:
         model: A `Pretrainer`.
         images: Indexable uint8 or float images (N, H, W, C), at least four of them.
@@ -31,11 +34,13 @@ class FixedViews:
         side = int(np.prod(images.shape[1:3]))
         count = min(len(images), max(LEAST, min(IMAGES, PIXELS // side)))
         chosen = np.linspace(0, len(images) - 1, count).astype(int)
-        # Views of a fixed seed; one's own augmentation may not know of that, and draws: its state goes back.
-        state = [(v, ops.copy(v.value)) for v in getattr(model.augmentation, "variables", ())]
-        views = model.views(model._to_encoder_channels(images[chosen]), training=False)[:2]
-        for variable, value in state:
-            variable.assign(value)
+        views = [model._to_encoder_channels(images[chosen])]
+        if model.augmentation is None or getattr(model.augmentation, "_call_has_training_arg", False):
+            # A layer of one's own may draw all the same: its state goes back.
+            state = [(v, ops.copy(ops.convert_to_tensor(v))) for v in getattr(model.augmentation, "variables", ())]
+            views = model.views(views[0], training=False)[:2]
+            for variable, value in state:
+                variable.assign(value)
         self.encoder, self.views = model.encoder, [ops.convert_to_numpy(view) for view in views]
 
     def __call__(self):
@@ -47,8 +52,8 @@ class FixedViews:
         features = np.stack([self._features(view) for view in self.views]).astype(np.float64)  # (2, N, D)
         if not np.isfinite(features).all():
             return dict.fromkeys(self.names, float("nan"))
-        rank = diagnostics.effective_rank(features[0])
-        return {"effective_rank": float(rank), "within_between": float(diagnostics.invariance(features).ratio)}
+        ratio = diagnostics.invariance(features).ratio if len(features) > 1 else float("nan")
+        return {"effective_rank": float(diagnostics.effective_rank(features[0])), "within_between": float(ratio)}
 
     def _features(self, view):
         parts = []

@@ -46,10 +46,15 @@ def synchronize(model):
         model.jax_state_sync()
 
 
-def not_finite(model):
-    """Paths of the weights that hold NaN or infinity, trainable ones first."""
+def not_finite(model, ignored=()):
+    """Paths of the weights that hold NaN or infinity, but for those that are to be ignored."""
     synchronize(model)
-    return [v.path for v in model.weights if not _finite(v)]
+    return [v.path for v in model.weights if v.path not in ignored and not _finite(v)]
+
+
+def listed(paths, most=3):
+    """Some names in words: the first few, and how many more."""
+    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
 def _finite(variable):

@@ -35,7 +35,9 @@ def add(commands):
     p.add_argument(
         "--on-collapse", choices=("warn", "stop", "rollback"), default="warn", help="when the records show a collapse"
     )
-    p.add_argument("--log", nargs="+", default=[], choices=loggers.NAMES, help="send the numbers there too")
+    p.add_argument(
+        "--log", action="append", default=[], choices=loggers.NAMES, help="send the numbers there too; repeatable"
+    )
     p.add_argument("--page", action=argparse.BooleanOptionalAction, default=True, help="write report.html at the end")
     p.set_defaults(run=_pretrain)
 

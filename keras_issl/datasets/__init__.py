@@ -4,7 +4,7 @@ No augmentation happens here. A new kind of dataset is one function in `sources`
 in `sources.find_records`.
 """
 
-from keras_issl.datasets.batches import Batches, as_py_dataset, count_batches, drop_incomplete
+from keras_issl.datasets.batches import Batches, as_py_dataset, batch_size_of, count_batches, drop_incomplete
 from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
 from keras_issl.datasets.images import (
     BrokenImage,
@@ -29,6 +29,7 @@ __all__ = [
     "UnknownSplit",
     "as_images",
     "as_py_dataset",
+    "batch_size_of",
     "check_labels",
     "check_range",
     "count_batches",

@@ -203,6 +203,24 @@ def count_batches(data):
         return None
 
 
+def batch_size_of(data):
+    """Examples a batch of what `fit` takes has, or None if it does not say without being read.
+
+    Args:
+        data: as `drop_incomplete`.
+
+    Example:
+
+    ```python
+    size = batch_size_of(Batches(images, batch_size=64))  # 64
+    ```
+    """
+    if "tensorflow.DatasetV2" in _kinds(data):
+        shape = keras.tree.flatten(data.element_spec)[0].shape
+        return shape[0] if shape.rank else None
+    return getattr(data, "batch_size", None)
+
+
 def _kinds(data):
     """Package and name of each class that `data` is an instance of: no package need be imported to ask."""
     return {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}

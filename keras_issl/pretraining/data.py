@@ -43,13 +43,13 @@ class Feeding:
             images = datasets.as_images(x, self._channels())
             datasets.check_range(images)
         else:
-            return self._checked_stream(x, whole, steps), y
+            return self._checked_stream(x, whole, steps, fit), y
         count = len(images)
         if count == 0:
             raise ValueError("`x` should hold at least one image. Received an empty array.")
         labels = None
         if self.online_probe is not None and (fit or y is not None):
-            labels = check_labels(self.online_probe, y, count)
+            labels = check_labels(self.online_probe, y, count, needed=fit)
         size = batch_size or min(DEFAULT_BATCH_SIZE, count)
         size = size if fit else min(size, count)
         self._check_batch_size(size)
@@ -58,7 +58,7 @@ class Feeding:
         order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
         return datasets.Batches(images, labels, batch_size=size, drop_last=whole, **order), None
 
-    def _checked_stream(self, x, whole, steps):
+    def _checked_stream(self, x, whole, steps, fit):
         """A stream of batches without an incomplete last one; what can be seen of it ahead of time is checked."""
         x = datasets.as_py_dataset(x)
         if isinstance(x, datasets.Batches) and steps is not None:
@@ -67,7 +67,8 @@ class Feeding:
             batch = x[0]
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             self._check_batch_size(len(images))
-            self.images_per_step = len(images)
+            if fit:
+                self.images_per_step = len(images)
             datasets.as_images(images, self._channels())
         if whole:
             x, dropped = datasets.drop_incomplete(x)
@@ -96,7 +97,7 @@ class Feeding:
         objective, kind = self.objective, type(self.objective).__name__
         steps = steps or datasets.count_batches(x)
         size = x.batch_size if isinstance(x, datasets.Batches) else None
-        self.images_per_step = size or self.images_per_step
+        self.images_per_step = size or self.images_per_step or datasets.batch_size_of(x)
         objective.check_run(batch_size=size, epochs=epochs, steps_per_epoch=steps)
         if objective.uses_run_length:
             if steps is None:

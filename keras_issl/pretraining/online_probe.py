@@ -58,6 +58,7 @@ class OnlineProbe(keras.layers.Layer):
         self.optimizer = keras.optimizers.get(keras.optimizers.Adam(1e-2) if optimizer is None else optimizer)
         self.normalization = distribution.BatchNormalization(center=False, scale=False, dtype="float32")
         self.trackers = {name: LabelledMean(name=name) for name in ("online_loss", "online_top1")}
+        self.trackers["online_labels"] = keras.metrics.Mean(name="online_labels")  # a step: what the means weigh
 
     def build(self, features_shape):
         """Makes the weights for features (B, D)."""
@@ -84,6 +85,12 @@ class OnlineProbe(keras.layers.Layer):
             labels: Integers (B,) or (B, 1).
             training: Whether the probe takes a step.
         """
+        if len(labels.shape) > 1 and labels.shape[-1] != 1:
+            with plain_errors():
+                raise ValueError(
+                    "Labels for the online probe should be integers (B,), -1 where there is none. Received shape: "
+                    f"{tuple(labels.shape)}. One-hot labels become integers by `argmax(axis=-1)`."
+                )
         labels = ops.cast(ops.reshape(labels, (-1,)), "int32")  # (B,)
         known = ops.cast((labels >= 0) & (labels < self.num_classes), "float32")
         labels = ops.clip(labels, 0, self.num_classes - 1)
@@ -91,6 +98,7 @@ class OnlineProbe(keras.layers.Layer):
         logits = ops.matmul(x, self.kernel) + self.bias  # (B, C)
         targets = ops.one_hot(labels, self.num_classes, dtype="float32")
         log_p = ops.log_softmax(logits, axis=-1)
+        self.trackers["online_labels"].update_state(ops.sum(known))
         self.trackers["online_loss"].update_state(-ops.sum(targets * log_p, axis=-1), sample_weight=known)
         hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels), "float32")
         self.trackers["online_top1"].update_state(hits, sample_weight=known)
@@ -125,8 +133,26 @@ def as_probe(probe):
     return OnlineProbe(probe)
 
 
-def check_labels(probe, labels, count):
-    """Labels for a probe as int64 (N,): one an image, at least one of them below its number of classes.
+def prepare(probe, width):
+    """Builds a probe for features of a width, unless there is none.
+
+    Raises:
+        ValueError: It was built for other features.
+    """
+    if probe is None:
+        return
+    if not probe.built:
+        probe.build((None, width))
+        probe.built = True
+    if probe.kernel.shape[0] != width:
+        raise ValueError(
+            f"`online_probe` should be new, or built for the {width} features of this encoder. Received: one that was "
+            f"built for {probe.kernel.shape[0]}."
+        )
+
+
+def check_labels(probe, labels, count, *, needed=True):
+    """Labels for a probe as int64 (N,): one an image; at least one of them is a class, if they are `needed` to learn.
 
     Raises:
         ValueError: There are none, or they do not fit.
@@ -144,7 +170,7 @@ def check_labels(probe, labels, count):
             f"Received: {labels.dtype} {labels.shape}. {way_out}"
         )
     flat = flat.astype(np.int64)
-    if not (flat >= 0).any():
+    if needed and not (flat >= 0).any():
         raise ValueError(f"`y` should hold at least one label of 0 or more. Received: none in {count}. {way_out}")
     if flat.max() >= probe.num_classes or flat.min() < -1:
         raise ValueError(

@@ -1,12 +1,14 @@
 """After a loss that is not a number: the last good weights, and the first tensor that was bad."""
 
+import sys
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_issl import datasets, distribution
 from keras_issl.callbacks import NonFiniteLoss, Snapshot
-from keras_issl.callbacks.snapshot import not_finite
+from keras_issl.callbacks.snapshot import listed, not_finite
 
 ADVICE = {
     "image": "Look for NaN or infinity among the images.",
@@ -18,14 +20,14 @@ ADVICE = {
     "(`clipvalue`); lower the learning rate.",
     "weight": "Lower the learning rate, and look at its schedule.",
 }
+MANY = 50  # steps from which on a word is said before they are repeated
 ORDER = ("image", "view", "feature", "logit", "loss", "gradient")
 
 
 def explain(model, error, batches):
     """Brings a model back to before its first bad step.
 
-    The steps since the last copy are repeated, each from the state before it, until one is bad. That one is looked at
-    tensor by tensor, uncompiled.
+    The steps since the last copy are repeated until one is bad. That one is looked at tensor by tensor, uncompiled.
 
     Args:
         model: The `Pretrainer`, out of `fit`.
@@ -37,31 +39,31 @@ def explain(model, error, batches):
     """
     if error.snapshot is None:  # the weights were bad from the start
         return _told(error, f"{error} {error.tensor}: NaN or infinity before the first step. {ADVICE['weight']}")
-    damaged = not_finite(model)
+    damaged = not_finite(model, error.ignored)
     error.snapshot.restore(model)
-    repeatable = isinstance(batches, datasets.Batches) and model.steps_per_execution == 1
-    if not repeatable:
-        epoch, batch = error.taken
+    epoch, batch = error.taken
+    unknown = (
+        f"{error} The model has the weights from before batch {batch + 1} of epoch {epoch + 1} again. Which tensor "
+    )
+    unknown += "was the first to be bad is not known: "
+    if not isinstance(batches, datasets.Batches) or model.steps_per_execution != 1:
         return _told(
             error,
-            f"{error} The model has the weights from before batch {batch + 1} of epoch {epoch + 1} again. Which tensor "
-            "was the first to be bad is not known: this stream cannot be asked for the same batches again. Train on an "
-            "array, an ImageDataset or `datasets.Batches` to have it named. Lower the learning rate, clip gradients "
-            "(`clipvalue`), or look for images with NaN.",
+            f"{unknown}this stream cannot be asked for the same batches again. Train on an array, an ImageDataset or "
+            "`datasets.Batches` to have it named. Lower the learning rate, clip gradients (`clipvalue`), or look for "
+            "images with NaN.",
         )
-    for epoch, number in _steps(error.taken, error.seen, len(batches)):
-        step, before = int(model.steps) + 1, Snapshot(model)
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batches.batch(epoch, number))
-        model.reset_metrics()
-        loss = model.train_on_batch(x, y, return_dict=True)["loss"]
-        after = not_finite(model)
-        if np.isfinite(float(loss)) and not after:
-            continue
-        before.restore(model)
-        kind, tensor = _first_bad(model, x, y) or ("weight", _listed(after))
-        before.restore(model)
-        return _found(step, epoch, number, kind, tensor, model)
-    tensor = _listed(damaged) if damaged else "a weight"
+    steps = list(_steps(error.taken, error.seen, len(batches)))
+    if len(steps) > MANY:
+        print(f"The loss is not finite: repeating {len(steps)} steps to find the first bad one.", file=sys.stderr)
+    try:
+        found = _search(model, error, batches, steps)
+    except KeyboardInterrupt:
+        error.snapshot.restore(model)
+        return _told(error, f"{unknown}the search for it was interrupted.")
+    if found is not None:
+        return found
+    tensor = listed(damaged) if damaged else "a weight"
     error = _told(
         error,
         f"{error} {tensor}: NaN or infinity that did not come from a step: the steps since, repeated from the last "
@@ -70,6 +72,40 @@ def explain(model, error, batches):
     )
     error.kind, error.tensor = "weight", tensor
     return error
+
+
+def _search(model, error, batches, steps):
+    """Repeats steps until one is bad; what was found, with the model at the state before it, or `None`."""
+
+    def repeat(number):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batches.batch(*steps[number]))
+        model.reset_metrics()
+        return np.isfinite(float(model.train_on_batch(x, y, return_dict=True)["loss"]))
+
+    # A bad gradient shows in the loss of the next step. So all up to two steps before can be repeated without a look
+    # at the weights, which on the host takes as long as a step; unless kernels hid the NaN, and that look is needed.
+    bad = next((number for number in range(len(steps)) if not repeat(number)), None)
+    if bad is None and not not_finite(model, error.ignored):
+        return None
+    error.snapshot.restore(model)
+    first = max((0 if bad is None else bad) - 1, 0)
+    for number in range(first):
+        repeat(number)
+    if first and not_finite(model, error.ignored):
+        error.snapshot.restore(model)
+        first = 0
+    for number in range(first, len(steps)):
+        step, before = int(model.steps) + 1, Snapshot(model)
+        finite = repeat(number)
+        after = not_finite(model, error.ignored)
+        if finite and not after:
+            continue
+        before.restore(model)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batches.batch(*steps[number]))
+        kind, tensor = _first_bad(model, x, y) or ("weight", listed(after))
+        before.restore(model)
+        return _found(step, *steps[number], kind, tensor, model)
+    return None
 
 
 def _told(error, message):
@@ -151,10 +187,6 @@ def _terms(loss, logs):
         name.replace("_", " ") for name, value in logs.items() if not np.isfinite(float(ops.convert_to_numpy(value)))
     ]
     return f"the loss ({', '.join(bad)})" if bad else "the loss"
-
-
-def _listed(paths, most=3):
-    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
 def _and(words):

@@ -7,7 +7,7 @@ from keras_issl import datasets, distribution, encoders, moving_average, provena
 from keras_issl.callbacks import NaNGuard, NonFiniteLoss
 from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
 from keras_issl.pretraining.encoding import Encoding
-from keras_issl.pretraining.online_probe import ONLINE, OnlineScoring, as_probe
+from keras_issl.pretraining.online_probe import ONLINE, OnlineScoring, as_probe, prepare
 from keras_issl.pretraining.post_mortem import explain
 from keras_issl.pretraining.saving import Saving
 
@@ -88,9 +88,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
         provenance.note(encoder, probe=provenance.probe_family(objective))
         self.steps = self.add_weight(shape=(), dtype="int32", trainable=False, initializer="zeros", name="steps")
         self.online_probe = as_probe(online_probe)
-        if self.online_probe is not None and not self.online_probe.built:
-            self.online_probe.build((None, width))
-            self.online_probe.built = True
+        prepare(self.online_probe, width)
         self.log_trackers = {name: keras.metrics.Mean(name=name) for name in objective.log_names}
         self._said_drop, self._scoring = False, False
         self.batches, self.images_per_step = None, None
@@ -232,6 +230,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
             reorder, steps_per_epoch = False, None  # the batches hold them
+        guarded = any(isinstance(callback, NaNGuard) for callback in self._with(callbacks))
         self.batches = x if isinstance(x, datasets.Batches) else None
         if not self.optimizer.built:  # a guard's copy of the state has to be whole from the first step on
             self.optimizer.build(self.trainable_variables)
@@ -241,7 +240,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
                 y,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=self._with(callbacks, NaNGuard()),
+                callbacks=callbacks if guarded else self._with(callbacks, NaNGuard()),
                 validation_data=validation_data,
                 shuffle=reorder,
                 steps_per_epoch=steps_per_epoch,
@@ -253,10 +252,10 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
             self.batches, self.images_per_step = None, None
 
     @staticmethod
-    def _with(callbacks, extra):
+    def _with(callbacks, *extra):
         if isinstance(callbacks, keras.callbacks.CallbackList):  # Keras makes a new one, which knows of all
             callbacks = callbacks.callbacks
-        return [extra, *keras.tree.flatten(callbacks or [])]
+        return [*extra, *keras.tree.flatten(callbacks or [])]
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; where schedules need it, after `objective.set_run_length`."""

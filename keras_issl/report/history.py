@@ -10,8 +10,8 @@ def read_history(path):
 
     Keras's logger fills the columns of a validation that was not made with NA; they are left out.
     """
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = Path(path).read_text()
+    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # a last line may be cut off by a kill
     names = [name for name in (rows[0] if rows else {}) if any(row[name] != "NA" for row in rows)]
     return {name: [math.nan if row[name] == "NA" else float(row[name]) for row in rows] for name in names}
 

@@ -32,7 +32,7 @@ class Run:
         verdicts: Objects with `level` (`"good"`, `"warning"`, `"problem"`), `title`, `evidence`, `advice`, `kind` and
             `since`, the step since which it is so, or `None`.
         finished_epochs: How many epochs were trained.
-        stopped_by: The signal that ended the run early.
+        stopped_by: What ended the run early: a signal's name, `"collapse"` or `"NaN"`.
         seconds: Wall time of training.
         started: Date and time.
         online_probe: `{"classes": 10}`, the number of classes of the online linear probe.

@@ -7,6 +7,8 @@ records.csv      a row every few steps: logs, learning rate, speed, what the rep
 curves.png       the history as a picture
 report.html      the page of the run: curves, verdicts, views, neighbours
 checkpoints/     the last two epochs: weights, optimizer, random states
+last_good.weights.h5, after a loss that was not a number: the weights from before
+tensorboard/     and others, with loggers; their ids in loggers.json
 preset/          the encoder and its objective, for `from_preset`
 lock             held while a process works in the folder
 ```

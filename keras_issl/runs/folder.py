@@ -106,6 +106,9 @@ def describe(folder, description, overrides, notes, **facts):
                 f"The run in {str(folder)!r} was started otherwise, so it cannot be resumed: {'; '.join(changes)}. "
                 "Ask for the same, or choose another `out`."
             )
+        if "ended" in before:  # it goes on
+            before["calls"] = [*before.get("calls", []), before.pop("ended")]
+            write_json(path, before)
         return
     write_json(
         path,

@@ -60,7 +60,7 @@ def read(folder):
         verdicts += [verdict for verdict in found if not (failure and verdict.kind in ("good", "diverged"))]
     if result.get("stopped_by") == "collapse":
         verdicts.insert(
-            0, diagnostics.TrainingVerdict("warning", "Stopped by the collapse guard", "As asked.", "", "stopped")
+            0, diagnostics.TrainingVerdict("warning", "Stopped by the collapse guard", _restored(result), "", "stopped")
         )
     return report.Run(
         name=folder.resolve().name,
@@ -89,6 +89,13 @@ def read(folder):
 _LEVELS = ("problem", "warning", "good")
 
 
+def _restored(result):
+    step = result.get("restored_step")
+    if step is None:
+        return "As asked; preset/ has the weights of the last step."
+    return f"As asked; preset/ has the weights of step {step:,}, from before."
+
+
 def _parts(records, result, told):
     """Seconds of a step: loading, the step itself, and what is done beside it."""
     rates = records.get("images_per_second", np.empty(0))
@@ -100,11 +107,11 @@ def _parts(records, result, told):
     shares = shares[np.isfinite(shares)]
     load = step * float(np.mean(shares)) if len(shares) else 0.0
     parts = {"wait for the batch": load, "training step": step - load}
-    seconds, steps = result.get("seconds") or {}, records["step"]
-    if trained := seconds.get("training"):
-        count = max(trained / step, 1.0) if not len(steps) else max(float(steps[-1]), 1.0)
+    calls = [call.get("seconds") or {} for call in (*(told.get("calls") or []), result)]
+    steps = float(records["step"][-1])
+    if result and steps:
         for name in ("recording", "checkpoints"):
-            parts[name] = seconds.get(name, 0.0) / count
+            parts[name] = sum(call.get(name, 0.0) for call in calls) / steps
     return parts
 
 
@@ -136,6 +143,8 @@ def make_page(folder, out=None, *, data=None, profile=False, say=None):
     ```
     """
     folder, say = Path(folder), say or (lambda line: None)
+    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"`out` should end in .html. Received: {str(out)!r}.")
     told = read_description(folder)
     given = data is not None
     if not given:

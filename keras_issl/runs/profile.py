@@ -47,8 +47,10 @@ def step_parts(model, images, step):
         return [(view, (1, 2, 3)) for view in made]  # (B, h, w, C)
 
     def forward(batch):
-        outputs = model.outputs(batch, training=False)
-        # (V, B, C): views first; what an online probe sees is (B, D).
+        made = model.views(model._to_encoder_channels(batch), training=False)
+        teacher = None if model.teacher_encoder is None else model.teacher_features(made, training=False)
+        outputs = model.objective(model.features(made, training=False), teacher, training=False)
+        # (V, B, C): views first.
         return [(x, (0, 2) if len(x.shape) == 3 else tuple(range(1, len(x.shape)))) for x in outputs.values()]
 
     made = min(_seconds(views, images), step)

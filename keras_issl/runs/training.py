@@ -13,7 +13,7 @@ from keras_issl import callbacks, encoders, loggers, recipes, report, zoo
 from keras_issl.callbacks import NonFiniteLoss
 from keras_issl.runs import folder as folders
 from keras_issl.runs.checkpoints import Checkpoint, checkpoints
-from keras_issl.runs.page import write_page
+from keras_issl.runs.page import read, write_page
 
 
 @dataclasses.dataclass
@@ -97,6 +97,11 @@ def pretrain(
             classes = _online_classes(online_probe, data)
         else:
             classes = (folders.read_description(folder).get("online_probe") or {}).get("classes")
+            if online_probe is not (classes is not None) and online_probe != "auto":
+                raise ValueError(
+                    f"`online_probe` should be as it was when the run began, {'off' if classes is None else 'on'}: its "
+                    f"state is in the checkpoints. Received: {online_probe}."
+                )
         description = {
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
@@ -173,6 +178,7 @@ def pretrain(
             finished_epochs=finished,
             stopped_by=stopped_by,
             failure=None if failure is None else str(failure),
+            restored_step=guard.restored_step,
             seconds={"training": seconds, "recording": recorder.seconds, "checkpoints": checkpoint.seconds},
         )
         zoo.save_preset(
@@ -182,16 +188,30 @@ def pretrain(
             objective=model.objective,
             recipe=description["recipe"],
             metadata={"preprocessing": recipe.preprocessing} if recipe.preprocessing else None,
-            provenance={**description["data"], "finished_epochs": finished, "stopped_by": stopped_by},
+            provenance={
+                **description["data"],
+                "finished_epochs": finished,
+                "stopped_by": stopped_by,
+                **({} if guard.restored_step is None else {"weights_of_step": guard.restored_step}),
+            },
             overwrite=(folder / "preset").exists(),
         )
-        run = write_page(folder, model=model, data=data) if page else None
         if failure is not None:
             model.save_weights(folder / "last_good.weights.h5")
             failure.args = (f"{failure} They are in {folder}: last_good.weights.h5 and preset/.",)
+        if page:
+            try:
+                write_page(folder, model=model, data=data)
+            except Exception as error:  # whatever a picture stumbles over, the run is done and saved
+                warnings.warn(
+                    f"The page of the run could not be written: {type(error).__name__}: {error}. The run is complete; "
+                    f"`keras-issl report {folder}` tries again.",
+                    stacklevel=2,
+                )
+        if failure is not None:
             raise failure
-        verdicts = guard.verdicts() if run is None and recorder.rows else getattr(run, "verdicts", ())
-    return Result(model, folder, history, finished, stopped_by, seconds, tuple(verdicts))
+        verdicts = read(folder).verdicts
+    return Result(model, folder, history, finished, stopped_by, seconds, verdicts)
 
 
 def check_size(recipe, data):
