@@ -664,7 +664,11 @@ def names(known):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=names(SECTIONS), default=SECTIONS, help="sections, separated by commas")
+    usual = tuple(section for section in SECTIONS if section != "recording")  # which takes an hour
+    parser.add_argument("--only", type=names(SECTIONS), default=usual, help="sections; default: all but recording")
+    contestants = benchmark_recording.CONTESTANTS
+    parser.add_argument("--who", type=names(contestants), default=contestants, help="contestants of recording")
+    parser.add_argument("--case", type=lambda text: text.split(","), default=[""], help="parts of names of its cases")
     parser.add_argument("--backends", type=names(BACKENDS), help="backends, separated by commas")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--profile", action="store_true", help="show where a training step's time goes")

@@ -16,7 +16,7 @@ from keras_issl.callbacks.representation import FixedViews
 
 ROWS = 200  # of a whole run
 EVERY = 50  # steps a row, of a run whose length is not known
-COST = 0.01  # share of the time that may go into measuring the representation
+COST = 0.005  # share of the time that may go into measuring the representation
 BUSY = 0.9  # TensorFlow makes batches ahead: the device waits for them when making them takes nearly all the time
 WEIGHT = "online_labels"  # labelled images a step, which an online probe's means weigh; no column
 ALWAYS = ("step", "epoch", "seconds", "learning_rate", "images_per_second", "input_share", *FixedViews.names)
@@ -36,7 +36,7 @@ class Recorder(keras.callbacks.Callback):
       `fit` takes an array, an `ImageDataset` or `datasets.Batches`. TensorFlow makes batches ahead of the steps: there
       it is 0 unless making them takes over 90 % of the time;
     - `effective_rank` and `within_between` of fixed images (see `FixedViews`), measured at ends of epochs, as often as
-      costs 1 % of the time, and at the end of the run; they stand in the row that follows.
+      costs 0.5 % of the time, and at the end of the run; they stand in the row that follows.
 
     Args:
         path: A CSV file to write, or `None` to keep the rows in memory alone.
