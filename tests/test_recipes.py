@@ -477,7 +477,7 @@ def test_a_recipe_by_name_from_the_command_line(images, tmp_path, capsys):
     assert cli.main(["pretrain", "--recipe", "tiny_imagenet/dissl+dim", "--data", images, *options]) == 0
     out = capsys.readouterr().out
     assert "recipe: tiny_imagenet/dissl+dim: DISSL" in out and "48 images 64x64x3" in out
-    assert "learning_rate 0.002 -> 0.0005: linear in batch_size, 256 -> 64" in out and "effective classes" in out
+    assert "learning_rate 0.002 -> 0.0005: linear in batch_size, 256 -> 64" in out and "exp H(M)" in out
     described = json.loads((run / "run.json").read_text())
     assert described["overrides"] == {"batch_size": 64, "objective_args.maximality_weight": 2.0}
     assert [note.split()[0] for note in described["notes"]] == ["learning_rate", "smoke:"]

@@ -10,7 +10,8 @@ from keras_issl.callbacks.budget import Budget
 from keras_issl.callbacks.snapshot import Snapshot, not_finite
 
 ACTIONS = ("warn", "stop", "rollback")
-COST = 0.005  # share of the time that may go into verdicts, and as much into copies of the weights
+COST = 0.005  # share of the time that may go into verdicts
+COPIES = 0.02  # and into copies of the weights, for who asks for a rollback
 KEPT = 4  # copies of the weights beside the first, `PATIENCE` rows apart: a collapse is acted on long after it began
 PATIENCE = 10  # rows, a twentieth of a run; twice as many where it was so from the start, as before learning begins
 ONCE = ("slow_input", "no_augmentation", "no_learning_rate")  # what is worth a word at once, and not more
@@ -23,7 +24,7 @@ class CollapseGuard(keras.callbacks.Callback):
     run, or for twenty if it was there from the start, is warned of once; or stops the run; or stops it and gives the
     model the weights from before the collapse began. It warns as well where the device waits for its
     input, where the views of an image are copies and where the learning rate is 0. Judging takes at most 0.5 % of the
-    time, and copies of the weights, which only a rollback needs, as much; up to five of them stay in the host's memory.
+    time, and copies of the weights, which only a rollback needs, 2 %; up to five of them stay in the host's memory.
 
     Args:
         recorder: The run's `Recorder`, which must come before this in `callbacks`.
@@ -62,7 +63,7 @@ class CollapseGuard(keras.callbacks.Callback):
         self.batch_size = self.model.images_per_step
         if self._look not in self.recorder.listeners:
             self.recorder.listeners.append(self._look)
-        self.judging, self.copying, self.copies, self.copied_at = Budget(COST), Budget(COST), [], None
+        self.judging, self.copying, self.copies, self.copied_at = Budget(COST), Budget(COPIES), [], None
 
     def on_train_batch_begin(self, batch, logs=None):
         rows = len(self.recorder.rows)
@@ -122,6 +123,7 @@ class CollapseGuard(keras.callbacks.Callback):
         self.restored_step, copy = before[-1]
         copy.restore(self.model)
         late = "" if self.restored_step < (verdict.since or 1) else "; there is no copy from before the collapse"
+        late = ", untrained" if not self.restored_step else late
         said = f"Training stops here, and the model has the weights of step {self.restored_step:,} again{late}."
         _warn(verdict, said)
 

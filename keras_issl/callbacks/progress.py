@@ -129,7 +129,9 @@ def line(rows, epochs=None, total=None, left=None, *, step=None, width=None):
             parts.append((5, text.format(row[name])))
     if (classes := last("effective_classes")) is not None:
         bound = last("marginal_entropy_bound")
-        parts.append((1, f"exp H(M) {classes:.1f}" + (f" of {math.exp(bound):.0f}" if bound is not None else "")))
+        # Sure assignments fill at most min(B, C) classes; unsure ones are spread over more.
+        most = "" if bound is None or classes > 1.02 * math.exp(bound) else f" of {math.exp(bound):.0f}"
+        parts.append((1, f"exp H(M) {classes:,.1f}{most}"))
     for rank, name, text, factor in (
         (3, "effective_rank", "rank {:.1f}", 1),
         (3, "online_top1", "online top-1 {:.1f} %", 100),

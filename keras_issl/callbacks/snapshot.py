@@ -62,8 +62,8 @@ def _finite(variable):
 
 
 def _array(variable):
-    # By way of a tensor: NumPy finds how a variable of TensorFlow converts old-fashioned, and says so.
-    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    # A copy on the device first: NumPy finds how a variable of TensorFlow converts old-fashioned, and says so.
+    return ops.convert_to_numpy(ops.copy(variable.value))
 
 
 def _variables(model):

@@ -93,8 +93,7 @@ def _train(args, make_recipe, out):
         source=_source(args, everything, size),
     )
     for verdict in result.verdicts:
-        if verdict.level != "good":
-            say(f"{verdict.level}: {verdict.title}. {verdict.evidence} {verdict.advice}".rstrip())
+        say(f"{verdict.level}: {verdict.title}. {verdict.evidence} {verdict.advice}".rstrip())
     written = ["preset/ (the encoder)", "history.csv", "records.csv", "checkpoints/", "run.json"]
     for name, what in (("curves.png", ""), ("report.html", " (the page of the run)")):
         if (out / name).exists():
@@ -106,7 +105,8 @@ def _train(args, make_recipe, out):
         f"{', '.join(written)}"
     )
     if result.stopped_by and result.stopped_by != "collapse":
-        say(f"The same command with --out {out} --resume goes on.")
+        saved = max((epochs for epochs, _ in runs.checkpoints(out)), default=0)
+        say(f"The same command with --out {out} --resume goes on, from the checkpoint after epoch {saved}.")
 
 
 def _source(args, everything, size):

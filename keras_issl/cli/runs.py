@@ -40,14 +40,18 @@ def _report(args):
 
 def _compare(args):
     from keras_issl import report, runs
+    from keras_issl.report.pages.runs import SCALES
 
     if len(args.runs) < 2:
         raise ValueError(f"`compare` should get at least two run folders. Received: {' '.join(args.runs)}")
     found = [runs.read(folder) for folder in args.runs]
     say(report.table(*report.runs_table(found)))
+    for sign, meaning in SCALES.items():
+        if any(sign in cell for row in report.runs_table(found)[1] for cell in row if isinstance(cell, str)):
+            say(f"{sign} {meaning.format(found[0].name)}")
     header, rows = report.recipe_differences(found)
     if rows:
-        say(f"\n{report.table(header, rows)}")
+        say(f"\n{report.table(header, rows)}\nA dash is an argument's default.")
     path = Path(args.out or f"reports/runs-{time.strftime('%Y%m%d-%H%M%S')}.html")
     if path.exists():
         raise ValueError(f"`--out` should name a file that does not exist yet. Received: {path}, which does.")

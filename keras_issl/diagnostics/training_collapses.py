@@ -157,7 +157,7 @@ def classes(run):
         return
     changing = (run["invariance"] >= marginal) & (marginal >= ONE)
     limit = math.log(number)
-    yield from state(
+    found = state(
         run,
         run.held(changing, "invariance", "marginal_entropy"),
         "changing_classes",
@@ -170,7 +170,11 @@ def classes(run):
         "little above 1 + β; train longer; use a milder augmentation.",
         passing=False,
     )
-    undecided = (unsure > UNDECIDED * limit) & (marginal - unsure >= TELLS) & (run["invariance"] < marginal)
+    found = list(found)
+    yield from found
+    if found:
+        return  # classes that change are undecided, too
+    undecided = (unsure > UNDECIDED * limit) & (marginal - unsure >= TELLS)
     batch = run.batch_size
     shared = (
         f" With C = {number:g} classes and batches of B = {batch:g}, λ > 1 + β pays for spreading each image over "
@@ -180,7 +184,7 @@ def classes(run):
     )
     yield from state(
         run,
-        run.held(undecided, "conditional_entropy", "marginal_entropy", "invariance"),
+        run.held(undecided, "conditional_entropy", "marginal_entropy"),
         "uncertain",
         "warning",
         "Undecided teacher: assignments are far from certain",

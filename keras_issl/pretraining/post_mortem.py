@@ -94,18 +94,38 @@ def _search(model, error, batches, steps):
     if first and not_finite(model, error.ignored):
         error.snapshot.restore(model)
         first = 0
+    previous = None
     for number in range(first, len(steps)):
         step, before = int(model.steps) + 1, Snapshot(model)
         finite = repeat(number)
         after = not_finite(model, error.ignored)
         if finite and not after:
+            previous = before
             continue
         before.restore(model)
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batches.batch(*steps[number]))
         kind, tensor = _first_bad(model, x, y) or ("weight", listed(after))
         before.restore(model)
+        if kind in ("feature", "logit", "loss") and previous is not None and _useless(model, x):
+            # What the step before made of the weights is finite, and too large to compute with: that step was bad.
+            largest = max(float(ops.max(ops.abs(w))) for w in model.trainable_weights)
+            previous.restore(model)
+            tensor = f"a weight after the update, too large to compute with ({largest:.3g}),"
+            return _found(step - 1, *steps[number - 1], "weight", tensor, model)
         return _found(step, *steps[number], kind, tensor, model)
     return None
+
+
+def _useless(model, x):
+    """Whether the weights give no finite features and outputs, in inference mode, of images that are fine."""
+    state = Snapshot(model)
+    views = model.views(model._to_encoder_channels(x), training=False)
+    features = model.features(views, training=False)
+    teacher = None if model.teacher_encoder is None else model.teacher_features(views, training=False)
+    outputs = model.objective(features, teacher, training=False)
+    finite = all(np.isfinite(ops.convert_to_numpy(ops.cast(x, "float32"))).all() for x in (features, *outputs.values()))
+    state.restore(model)
+    return not finite
 
 
 def _told(error, message):

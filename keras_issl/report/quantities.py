@@ -3,7 +3,18 @@
 import dataclasses
 import math
 
-__all__ = ["CURVES", "PANELS", "REPRESENTATION", "THROUGHPUT", "Panel", "bounds", "formula", "further", "title_of"]
+__all__ = [
+    "CURVES",
+    "PANELS",
+    "REPRESENTATION",
+    "THROUGHPUT",
+    "Panel",
+    "bounds",
+    "formula",
+    "further",
+    "most_classes",
+    "title_of",
+]
 
 TITLES = {  # column -> what it is called
     "loss": "loss",
@@ -70,8 +81,8 @@ CURVES = (
         "nats",
         ("marginal_entropy", "conditional_entropy", "teacher_entropy", "code_entropy"),
         "H(M) says how evenly a batch is spread over the classes, H(M|Z) how undecided single images are. Healthy: "
-        "H(M) near its bound and H(M|Z) well below it. Both at log C: every image gets the uniform assignment. Both at "
-        "0: one class for all.",
+        "H(M) near log min(B, C), the most for sure assignments, and H(M|Z) well below it. Both at log C: every image "
+        "gets the uniform assignment. Both at 0: one class for all.",
     ),
     Panel(
         "divergences",
@@ -188,7 +199,7 @@ def further(columns):
     >>> further(["loss", "val_loss", "gradient_norm", "val_margin"])
     ['gradient_norm', 'margin']
     """
-    known = {column for panel in PANELS for column in panel.columns} | set(DRAWN_AS_BOUND)
+    known = {column for panel in PANELS for column in panel.columns} | {*DRAWN_AS_BOUND, "online_labels"}
     return list(dict.fromkeys(n for n in (c.removeprefix("val_") for c in columns) if n not in known))
 
 
@@ -228,6 +239,19 @@ def bounds(run):
             loss = (1 + weights[1] - weights[0]) * math.log(classes)
             found["loss"] = [("uniform teacher, (1 + β − λ) log C", loss)]
     return found
+
+
+def most_classes(run, used):
+    """What exp H(M) is to be held against: min(B, C); or C, where unsure assignments are spread over more than that.
+
+    Example:
+
+    >>> run = keras_issl.report.Run("x", config={"num_classes": 64}, recipe={"batch_size": 32})
+    >>> [keras_issl.report.quantities.most_classes(run, used) for used in (20.5, 60.0)]
+    [32, 64]
+    """
+    known = [round(most) for _, most in bounds(run).get("effective_classes", ())]
+    return next((most for most in known if used is None or used <= 1.02 * most), known[-1] if known else None)
 
 
 def _most(run, classes):

@@ -133,7 +133,8 @@ def pretrain(
         recorder = callbacks.Recorder(records, previous=previous)
         guard = callbacks.CollapseGuard(recorder, action=on_collapse)
         history_log = keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)
-        watching = [stop, recorder, guard, checkpoint, history_log]
+        # The history before the checkpoint: lines of epochs that a kill lets be trained again are cut off.
+        watching = [stop, recorder, guard, history_log, checkpoint]
         watching += [callbacks.Progress(recorder)] if verbose else []
         if log:
             stack.enter_context(tools)
@@ -198,7 +199,8 @@ def pretrain(
         )
         if failure is not None:
             model.save_weights(folder / "last_good.weights.h5")
-            failure.args = (f"{failure} They are in {folder}: last_good.weights.h5 and preset/.",)
+            kept = f"preset/ (the encoder) and last_good.weights.h5 (all) in {folder}"
+            failure.args = (f"{failure} The last good weights are {kept}.",)
         if page:
             try:
                 write_page(folder, model=model, data=data)

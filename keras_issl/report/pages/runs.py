@@ -4,7 +4,7 @@ from keras_issl.report import charts
 from keras_issl.report.page import LEVELS, Page, shown
 from keras_issl.report.pages.shared import made
 from keras_issl.report.pages.training import evidence, number, said, settings, share
-from keras_issl.report.quantities import PANELS, bounds, further, title_of
+from keras_issl.report.quantities import PANELS, further, most_classes, title_of
 from keras_issl.report.run import duration
 
 __all__ = ["recipe_differences", "runs_page", "runs_table"]
@@ -60,7 +60,7 @@ def runs_table(runs):
     rows = []
     for name, run in zip(_names(runs), runs, strict=True):
         loss, used = run.last("loss"), run.last("effective_classes")
-        most = bounds(run).get("effective_classes")
+        most = most_classes(run, used)
         epochs, whole = run.epochs, run.recipe.get("epochs")
         top1, speed = run.last("online_top1"), run.usual("images_per_second")
         worst = max(run.verdicts, key=lambda verdict: list(LEVELS).index(verdict.level), default=None)
@@ -70,7 +70,7 @@ def runs_table(runs):
             None if epochs is None else f"{shown(epochs)} / {shown(whole)}" if whole else shown(epochs),
             run.steps,
             None if loss is None else number(loss) + _scale(runs[0], run),
-            None if used is None else number(used, 1) + (f" / {shown(round(most[0][1]))}" if most else ""),
+            None if used is None else number(used, 1) + (f" / {shown(most)}" if most else ""),
             number(run.last("effective_rank"), 1),
             number(run.last("within_between"), 3),
             None if top1 is None else share(top1),

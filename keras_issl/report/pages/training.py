@@ -6,7 +6,17 @@ import math
 from keras_issl.report import charts
 from keras_issl.report.page import LEVELS, Page, shown
 from keras_issl.report.pages.shared import flat, made, pictures
-from keras_issl.report.quantities import CURVES, REPRESENTATION, THROUGHPUT, Panel, bounds, formula, further, title_of
+from keras_issl.report.quantities import (
+    CURVES,
+    REPRESENTATION,
+    THROUGHPUT,
+    Panel,
+    bounds,
+    formula,
+    further,
+    most_classes,
+    title_of,
+)
 from keras_issl.report.run import duration
 from keras_issl.report.words import as_text
 
@@ -102,8 +112,8 @@ def _tiles(run, series):
             note = f"last finite one {shown(float(finite[-1]))}" if len(finite) else "never finite"
         yield number(loss[-1]), "loss", note
     if (used := run.last("effective_classes")) is not None:
-        most = bounds(run).get("effective_classes")
-        yield number(used, 1), "exp H(M)", f"effective classes, of at most {shown(round(most[0][1]))}" if most else None
+        most = most_classes(run, used)
+        yield number(used, 1 if used < 1e4 else 0), "exp H(M)", most and f"effective classes, of at most {shown(most)}"
     if (rank := run.last("effective_rank")) is not None:
         width = f"of {shown(run.feature_dim)} dimensions" if run.feature_dim else "dimensions in use"
         yield number(rank, 1), "effective rank", width
