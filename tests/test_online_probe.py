@@ -1,5 +1,9 @@
 """The online probe: it learns, and the encoder never knows."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -34,6 +38,19 @@ def arrays(variables):
     return [ops.convert_to_numpy(v) for v in variables]
 
 
+AS_USERS_COMPILE = keras.config.backend() != "jax" or not os.environ.get("XLA_FLAGS")
+
+
+@pytest.mark.skipif(AS_USERS_COMPILE, reason="the comparison runs in this process")
+def test_everything_but_the_probe_is_bit_identical_as_xla_compiles_by_default():
+    """The suite's quick compilation rounds a step otherwise when it has another reader of its features."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "with_and_without_it"]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTEST_ADDOPTS": "-p no:xdist"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "...." in result.stdout, result.stdout  # four of them, none skipped
+
+
+@pytest.mark.skipif(not AS_USERS_COMPILE, reason="another process compares what XLA compiles by default")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("objective", [objectives.DISSL, objectives.BYOL])
 def test_everything_but_the_probe_is_bit_identical_with_and_without_it(policy, objective):
@@ -80,7 +97,7 @@ def test_its_step_is_that_of_a_float64_reference():
 
 def test_it_learns_from_the_labels_there_are_and_validates_on_whole_images():
     partly = np.where(np.arange(48) % 4 == 0, -1, LABELS)
-    history = fitted(make(3), y=partly, epochs=12, validation_data=(IMAGES, LABELS))
+    history = fitted(make(3), y=partly, epochs=20, validation_data=(IMAGES, LABELS))
     assert history["online_top1"][-1] > 0.9 > history["online_top1"][0]
     assert history["val_online_top1"][-1] > 0.9 and np.isfinite(history["val_online_loss"]).all()
 

@@ -1,5 +1,8 @@
 """A copy in memory of all that a training step changes."""
 
+import contextlib
+import warnings
+
 import numpy as np
 from keras import ops
 
@@ -22,7 +25,8 @@ class Snapshot:
     def __init__(self, model):
         synchronize(model)
         # np.array: on torch and a CPU the converted array is the variable's own memory.
-        self.arrays = [np.array(_array(variable)) for variable in _variables(model)]
+        with _plain_conversions():
+            self.arrays = [np.array(_array(variable)) for variable in _variables(model)]
 
     def restore(self, model):
         """Gives the model the values back.
@@ -49,7 +53,8 @@ def synchronize(model):
 def not_finite(model, ignored=()):
     """Paths of the weights that hold NaN or infinity, but for those that are to be ignored."""
     synchronize(model)
-    return [v.path for v in model.weights if v.path not in ignored and not _finite(v)]
+    with _plain_conversions():
+        return [v.path for v in model.weights if v.path not in ignored and not _finite(v)]
 
 
 def listed(paths, most=3):
@@ -62,8 +67,15 @@ def _finite(variable):
 
 
 def _array(variable):
-    # A copy on the device first: NumPy finds how a variable of TensorFlow converts old-fashioned, and says so.
     return ops.convert_to_numpy(ops.copy(variable.value))
+
+
+@contextlib.contextmanager
+def _plain_conversions():
+    """NumPy finds how Keras converts PyTorch's tensors and TensorFlow's variables old-fashioned; users need not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        yield
 
 
 def _variables(model):

@@ -108,7 +108,7 @@ def _search(model, error, batches, steps):
         before.restore(model)
         if kind in ("feature", "logit", "loss") and previous is not None and _useless(model, x):
             # What the step before made of the weights is finite, and too large to compute with: that step was bad.
-            largest = max(float(ops.max(ops.abs(w))) for w in model.trainable_weights)
+            largest = max(float(np.abs(ops.convert_to_numpy(w)).max()) for w in model.trainable_weights)
             previous.restore(model)
             tensor = f"a weight after the update, too large to compute with ({largest:.3g}),"
             return _found(step - 1, *steps[number - 1], "weight", tensor, model)
