@@ -3,6 +3,10 @@
 The fits of all contestants take turns in one process, compiled beforehand: one round in the order of `CONTESTANTS`, the
 next in the reverse (A B B A ...), so that a machine that slows down meets both sides of a pair alike. Each fit is the
 same run: it starts from the same weights, optimizer and seeds.
+
+`epochs` is the finer pairing, for what such fits leave open: within one long fit the callbacks that record see one
+epoch and miss the next (A B B A ...), so that neighbours of seconds, not fits of minutes, are compared. What is paid
+once a run, the first look and the page, has rows of its own.
 """
 
 import gc
@@ -19,7 +23,7 @@ from unittest import mock
 import numpy as np
 
 # Pairs stand side by side: the fit with and without its guard, the fit without and with its records.
-CONTESTANTS = ("without NaNGuard", "plain", "recorded", "online probe")
+CONTESTANTS = ("without NaNGuard", "plain", "recorded", "online probe", "epochs")
 PAIRS = (("plain", "without NaNGuard"), ("recorded", "plain"), ("online probe", "plain"))
 GOAL = 1.02  # time of a recorded fit over a plain one's
 ENOUGH = 6  # rounds: of fewer there is no 95 % interval, and the goal is not judged
@@ -95,6 +99,74 @@ class Fits:
         own = 0.0 if recorder is None else recorder.seconds
         return {"seconds": seconds, "cpu": used, "look": looks[0] if looks else 0.0, "own": own}
 
+    def epochs(self, count):
+        """Seconds of pairs of epochs of one fit of `count` epochs, a multiple of 4, and 4 to warm up.
+
+        Each is [with the callbacks of `fit("recorded")`, without, what passed inside them in the epoch with them]; the
+        hooks at the ends of the fit are theirs in any case.
+        """
+        import keras
+
+        from keras_issl import callbacks
+
+        model = self.models["plain"]
+        self.starts["plain"].restore(model)
+        seconds, inside = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            recorder = callbacks.Recorder(Path(folder) / "records.csv")
+            watching = [recorder, callbacks.CollapseGuard(recorder), callbacks.Progress(recorder, io.StringIO())]
+
+            class Every(keras.callbacks.Callback):
+                """Hands hooks on in epochs 0, 3, 4, 7, 8, ... and times all epochs."""
+
+                def set_params(self, params):
+                    super().set_params(params)
+                    for callback in watching:
+                        callback.set_params(params)
+
+                def set_model(self, model):
+                    super().set_model(model)
+                    for callback in watching:
+                        callback.set_model(model)
+
+                def hand(self, name, *arguments, always=False):
+                    if always or self.epoch % 4 in (0, 3):
+                        began = time.perf_counter()
+                        for callback in watching:
+                            getattr(callback, name)(*arguments)
+                        self.inside += time.perf_counter() - began
+
+                def on_train_begin(self, logs=None):
+                    self.inside = 0.0
+                    self.hand("on_train_begin", logs, always=True)
+
+                def on_train_end(self, logs=None):
+                    self.hand("on_train_end", logs, always=True)
+
+                def on_epoch_begin(self, epoch, logs=None):
+                    self.epoch, self.began, self.inside = epoch, time.perf_counter(), 0.0
+                    self.hand("on_epoch_begin", epoch, logs)
+
+                def on_epoch_end(self, epoch, logs=None):
+                    self.hand("on_epoch_end", epoch, logs)
+                    seconds.append(time.perf_counter() - self.began)
+                    inside.append(self.inside)
+
+                def on_train_batch_begin(self, batch, logs=None):
+                    self.hand("on_train_batch_begin", batch, logs)
+
+                def on_train_batch_end(self, batch, logs=None):
+                    self.hand("on_train_batch_end", batch, logs)
+
+            gc.collect()
+            epochs = {"epochs": count + 4, "callbacks": [Every()], "verbose": 0}
+            model.fit(self.data, batch_size=self.recipe.batch_size, **epochs)
+        firsts = range(4, count + 4, 4)
+        triples = (
+            [(seconds[i], seconds[i + 1], inside[i]), (seconds[i + 3], seconds[i + 2], inside[i + 3])] for i in firsts
+        )
+        return [triple for pair in triples for triple in pair]
+
     def page(self):
         """Seconds of the page at the end of the run, with what it compiles."""
         from keras_issl import runs
@@ -113,7 +185,10 @@ def worker(case, gpu, say):
     say(fits.facts)
     for line in sys.stdin:
         order = json.loads(line)
-        say(fits.page() if order == "page" else {who: fits.fit(who) for who in order})
+        if isinstance(order, int):
+            say(fits.epochs(order))
+        else:
+            say(fits.page() if order == "page" else {who: fits.fit(who) for who in order})
 
 
 def median_interval(values, level=0.95):
@@ -152,16 +227,41 @@ def measure_recording(options, backends, contestant, row):
                 continue
             process = contestant("recording", backend, case, options.gpu)
             try:
-                who = [name for name in CONTESTANTS if name in options.who]
+                who = [name for name in CONTESTANTS if name in options.who and name != "epochs"]
                 orders = (json.dumps(who), json.dumps(who[::-1]))
-                rounds = [process.ask(orders[turn % 2]) for turn in range(options.rounds)]
+                rounds = [process.ask(orders[turn % 2]) for turn in range(options.rounds if who else 0)]
+                pairs = process.ask(json.dumps(4 * options.rounds)) if "epochs" in options.who else []
                 page = process.ask(json.dumps("page"))
             finally:
                 process.close()
             facts = process.facts
-            yield from rows_of(rounds, f"{case}, {facts['steps']} steps of {facts['batch']}", backend, row)
+            if rounds:
+                yield from rows_of(rounds, f"{case}, {facts['steps']} steps of {facts['batch']}", backend, row)
+            if pairs:
+                yield from rows_of_pairs(pairs, case, backend, row)
             yield row("recording", f"{case}: first look, once a run", backend, facts["look"], "s")
             yield row("recording", f"{case}: the page, once a run", backend, page, "s")
+
+
+def rows_of_pairs(triples, case, backend, row):
+    """Rows of `Fits.epochs`: the sum of the recorded epochs over that of the plain ones, and the callbacks' own time.
+
+    A ratio of sums, because looks at the features are rare and a median would not see them; its 95 % interval is a
+    bootstrap's over the pairs. Time inside the callbacks needs no pair and has little noise, and it is all there is
+    where steps are synchronous, as on a CPU.
+    """
+    found = np.array(triples)  # (pairs, 3)
+    chosen = np.random.default_rng(0).integers(0, len(found), (10_000, len(found)))
+    parts = ("recorded / plain", 0, 0.0), ("1 + time inside the callbacks / plain", 2, 1.0)
+    for name, column, offset in parts:
+        sums = found[chosen][..., [column, 1]].sum(axis=1)  # (10000, 2)
+        ratio = offset + found[:, column].sum() / found[:, 1].sum()
+        case_name = f"{case}: {len(found)} pairs of epochs, sums"
+        goal = GOAL if len(found) >= ENOUGH else None
+        made = row(
+            "recording", case_name, f"{backend}, {name}", found[:, column].mean(), "s", ratio, goal, at_most=True
+        )
+        yield made | {"interval": tuple(np.quantile(offset + sums[:, 0] / sums[:, 1], (0.025, 0.975)).tolist())}
 
 
 def rows_of(rounds, case, backend, row):

@@ -109,7 +109,8 @@ class Recorder(keras.callbacks.Callback):
         self.epoch_first = self.done
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.rate is None:  # once a scheduler has set it; on JAX the variable is out of reach later in the epoch
+        # Once a scheduler has set it; on JAX the variable is out of reach later in the epoch.
+        if self.rate is None and self._schedule() is None:
             self.rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
     def on_test_begin(self, logs=None):
@@ -172,16 +173,19 @@ class Recorder(keras.callbacks.Callback):
         for listener in self.listeners:
             listener(self)
 
-    def _learning_rate(self, step):
+    def _schedule(self):
+        """The learning rate's schedule, or `None`."""
         optimizer = getattr(
             self.model.optimizer, "inner_optimizer", self.model.optimizer
         )  # of one that scales the loss
         schedule = getattr(optimizer, "_learning_rate", None)
-        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            return float(
-                keras.ops.convert_to_numpy(schedule(max(step - 1 + self.offset, 0)))
-            )  # of the step that is finished
-        return self.rate
+        return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None
+
+    def _learning_rate(self, step):
+        schedule = self._schedule()
+        if schedule is None:
+            return self.rate
+        return float(keras.ops.convert_to_numpy(schedule(max(step - 1 + self.offset, 0))))  # of the finished step
 
     def _tick(self, steps):
         """Adds the time since the last tick to the training time; compilation, in the first step, is left out."""

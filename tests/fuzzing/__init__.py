@@ -44,6 +44,7 @@ QUIET = {  # no word of TensorFlow's; XLA compiles many small models once, which
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
+ALONE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a cache kept in files would be files that a reader opens
 PATHS = [str(ROOT), str(ROOT / "tests")]
 WORKER = f"import sys; sys.path[:1] = {PATHS!r}; import fuzzing; fuzzing.worker(*sys.argv[1:])"
 
@@ -329,7 +330,7 @@ def run(cases, seed, only=None, *, first=0, keep=None, batch=BATCH, command=None
             arguments = map(str, (seed, number, last, only or "", keep or ""))
             process = subprocess.Popen(
                 [*(command or [sys.executable, "-c", WORKER]), *arguments],
-                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=QUIET | os.environ,
+                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=QUIET | os.environ | ALONE,
             )  # fmt: skip
             begun, why = False, ""
             with contextlib.closing(told(process, lambda: SECONDS + GRACE if begun else 600)) as lines:  # noqa: B023
