@@ -20,9 +20,11 @@ MODULES = sorted(
 )
 ROOT = Path(__file__).parent.parent
 ONCE = {"collapse.md"}  # a minute of training runs: on TensorFlow alone
+ELSEWHERE = {"distribution.md"}  # each snippet on its engine: test_many_devices.py
 PAGES = [
     pytest.param(page, marks=[pytest.mark.backend_independent] if page.name in ONCE else [], id=page.name)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if page.name not in ELSEWHERE
 ]
 
 

@@ -23,7 +23,7 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "distribution": set(),
     "heads": {"distribution"},
     "encoders": {"distribution"},
-    "augmentations": set(),
+    "augmentations": {"distribution"},
     "datasets": set(),
     "moving_average": set(),
     "optimizers": set(),

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_issl import distribution
 from keras_issl.augmentations.base import _Augmentation, _between, _in_range, _interval
 from keras_issl.augmentations.functional import (
     _framed,
@@ -121,6 +122,7 @@ class Affine(_Augmentation):
             factor = 1.0 + _between(draws[6], -min(1.0, self.contrast), self.contrast)
             images = adjust_contrast(images, factor)
         if self.noise:
-            noise = keras.random.normal(ops.shape(images), dtype="float32", seed=seed)
+            normal = lambda shape: keras.random.normal(shape, dtype="float32", seed=seed)  # noqa: E731
+            noise = distribution.draw(normal, ops.shape(images), axis=0)
             images = ops.clip(images + _per_image(255.0 * self.noise * draws[7], 1, 1, 1) * noise, 0.0, 255.0)
         return images

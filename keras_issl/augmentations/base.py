@@ -6,6 +6,7 @@ import math
 import keras
 from keras import ops
 
+from keras_issl import distribution
 from keras_issl.augmentations.functional import _images, _size
 
 EVALUATION_SEED = 1551  # the views of `training=False` are the same in every call, run and process
@@ -30,6 +31,11 @@ def _between(uniform, low, high):
     return low + (high - low) * uniform
 
 
+def _uniform(shape, seed):
+    """Uniform draws (V, n, B), float32: on every replica those of its images."""
+    return distribution.draw(lambda shape: keras.random.uniform(shape, dtype="float32", seed=seed), shape, axis=2)
+
+
 class _Augmentation(keras.layers.Layer):
     """Views, seeds and configuration. A family gives `_num_draws`, `_arguments`, `_prepare` and `_view`.
 
@@ -52,7 +58,7 @@ class _Augmentation(keras.layers.Layer):
         images = _images(images)
         seeds = itertools.count(EVALUATION_SEED) if training is False else itertools.repeat(self.seed_generator)
         shape = (self.num_views, self._num_draws, ops.shape(images)[0])
-        draws = keras.random.uniform(shape, dtype="float32", seed=next(seeds))
+        draws = _uniform(shape, next(seeds))
         prepared = self._prepare(images)
         return [self._view(prepared, images.shape, draws[view], next(seeds)) for view in range(self.num_views)]
 

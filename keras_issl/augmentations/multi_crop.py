@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_issl.augmentations.base import EVALUATION_SEED, _Augmentation, _interval
+from keras_issl.augmentations.base import EVALUATION_SEED, _Augmentation, _interval, _uniform
 from keras_issl.augmentations.functional import _images, _size
 from keras_issl.augmentations.simclr import SimCLR
 
@@ -152,7 +152,7 @@ class MultiCrop(_Augmentation):
         # One array of uniforms for all views, as `SimCLR` has: no two views share a draw.
         shape = (self.num_views, self._num_draws, ops.shape(images)[0])
         seed = EVALUATION_SEED if training is False else self.seed_generator
-        draws = keras.random.uniform(shape, dtype="float32", seed=seed)
+        draws = _uniform(shape, seed)
         rows = self.large._prepare(images)
         kinds = [self.large] * self.num_large + [self.small] * self.num_small
         return [kind._view(rows, images.shape, draws[view], None) for view, kind in enumerate(kinds)]

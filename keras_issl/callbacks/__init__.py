@@ -7,6 +7,7 @@ from keras_issl.callbacks.recorder import Recorder
 from keras_issl.callbacks.representation import FixedViews
 from keras_issl.callbacks.signals import StopOnSignal
 from keras_issl.callbacks.snapshot import Snapshot
+from keras_issl.callbacks.stop_together import StopTogether
 
 __all__ = [
     "CollapseGuard",
@@ -17,4 +18,5 @@ __all__ = [
     "Recorder",
     "Snapshot",
     "StopOnSignal",
+    "StopTogether",
 ]

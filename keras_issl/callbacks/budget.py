@@ -3,6 +3,8 @@
 import contextlib
 import time
 
+from keras_issl import distribution
+
 
 class Budget:
     """Says when it is time again for work that should take at most a share of the time. It is so at first.
@@ -22,10 +24,15 @@ class Budget:
 
     def __init__(self, share):
         self.share, self.next_at = share, 0.0
+        # Clocks differ, and processes of one run have to do the same: they go by how often they were asked.
+        self.counting, self.asked = distribution.share_of_process()[1] > 1, 0
 
     @property
     def due(self):
         """Whether the last work has paid for itself."""
+        if self.counting:
+            self.asked += 1
+            return self.asked & (self.asked - 1) == 0  # the 1st, 2nd, 4th, 8th, ... time
         return time.monotonic() >= self.next_at
 
     @contextlib.contextmanager

@@ -7,6 +7,8 @@ import time
 
 import keras
 
+from keras_issl import distribution
+
 LINES = 20  # of a whole run, where they are kept
 SILENCE = 600  # seconds without a line at the most
 REDRAW = 0.5  # seconds between two versions of the line on a terminal
@@ -44,7 +46,7 @@ class Progress(keras.callbacks.Callback):
         self.out = self.stream or sys.stdout
         self.live = bool(getattr(self.out, "isatty", lambda: False)())
         self.began = self.said_at = time.monotonic()
-        self.first_step, self.said_share, self.total = int(self.model.steps), 0.0, None
+        self.first_step, self.said_share, self.total = distribution.as_int(self.model.steps), 0.0, None
         if self._look not in self.recorder.listeners:
             self.recorder.listeners.append(self._look)
 

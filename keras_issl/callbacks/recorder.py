@@ -75,9 +75,9 @@ class Recorder(keras.callbacks.Callback):
     # ------------------------------------------------------------------ what Keras calls
     def on_train_begin(self, logs=None):
         steps, epochs = self.params.get("steps"), self.params.get("epochs") or 1
-        self.first = int(self.model.steps)
+        self.first = distribution.as_int(self.model.steps)
         # What a schedule counts, which a new optimizer begins anew.
-        self.offset = int(self.model.optimizer.iterations) - self.first
+        self.offset = distribution.as_int(self.model.optimizer.iterations) - self.first
         self.apart = self.every or EVERY
         if steps and self.every is None:  # a row an epoch at least
             self.apart = max(1, min(steps * epochs // ROWS, steps))

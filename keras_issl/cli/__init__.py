@@ -48,6 +48,7 @@ def _plain(error):
 def main(argv=None):
     """Runs `keras-issl`; errors of the user's making are one line on stderr and exit status 2."""
     args = _parser().parse_args(argv)
+    args.command_line = sys.argv[1:] if argv is None else list(argv)
     try:
         from keras_issl import _backend
 

@@ -4,10 +4,14 @@ import argparse
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-from keras_issl import loggers
+import keras
+
+from keras_issl import distribution, loggers
 from keras_issl.cli import recipe_options
 from keras_issl.cli.shared import SOURCES, load, load_split, say
 
@@ -39,6 +43,12 @@ def add(commands):
         "--log", action="append", default=[], choices=loggers.NAMES, help="send the numbers there too; repeatable"
     )
     p.add_argument("--page", action=argparse.BooleanOptionalAction, default=True, help="write report.html at the end")
+    p.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="train on the first N devices of this machine, each with a part of a batch",
+    )
     p.set_defaults(run=_pretrain)
 
 
@@ -63,8 +73,26 @@ def _pretrain(args):
         args.limit = min(args.limit or SMOKE_IMAGES, SMOKE_IMAGES)
     if args.compare:
         _compare(args, make_recipe, out)
-    else:
+        return
+    with _devices(args, out):
         _train(args, make_recipe, out)
+
+
+@contextlib.contextmanager
+def _devices(args, out):
+    """Several devices, if they were asked for; on PyTorch as many processes of the same command."""
+    count = args.devices
+    if count is None:
+        yield
+        return
+    if keras.config.backend() == "torch" and count > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "keras_issl.cli"]
+        done = subprocess.run([sys.executable, *launch, *args.command_line, "--out", str(out)])
+        raise SystemExit(done.returncode)
+    with distribution.data_parallel(count), contextlib.ExitStack() as stack:
+        if not distribution.is_writer():  # one of them speaks
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 def _train(args, make_recipe, out):
@@ -92,6 +120,8 @@ def _train(args, make_recipe, out):
         page=args.page,
         source=_source(args, everything, size),
     )
+    if not distribution.is_writer():
+        return
     for verdict in result.verdicts:
         say(f"{verdict.level}: {verdict.title}. {verdict.evidence} {verdict.advice}".rstrip())
     written = ["preset/ (the encoder)", "history.csv", "records.csv", "checkpoints/", "run.json"]

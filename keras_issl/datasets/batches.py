@@ -27,6 +27,8 @@ class Batches(keras.utils.PyDataset):
         initial_epoch: the epoch to begin with.
         steps_per_epoch: batches an epoch; an epoch then begins where the one before it ended, also within a pass.
             None: one pass an epoch.
+        share: pair (i, n): of each batch give the i-th of n equal parts, from 0, to the i-th of n processes. B is the
+            size of the whole batch, which has to be a multiple of n; incomplete ones are left out.
 
     Each item is images (B, ...), or a tuple of images and labels (B,).
 
@@ -34,7 +36,7 @@ class Batches(keras.utils.PyDataset):
         seconds: Time that all items so far took to make.
 
     Raises:
-        ValueError: lengths that differ, a batch size below 1 or, with `drop_last`, above N.
+        ValueError: lengths that differ, a batch size below 1, not a multiple of n or, with `drop_last`, above N.
 
     Example:
 
@@ -55,12 +57,20 @@ class Batches(keras.utils.PyDataset):
         drop_last=False,
         initial_epoch=0,
         steps_per_epoch=None,
+        share=(0, 1),
     ):
         super().__init__(workers=1, use_multiprocessing=False)
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"`labels` should be one an image. Received: {len(labels)} for {len(images)} images.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"`batch_size` should be a positive integer. Received: {batch_size!r}.")
+        index, parts = share
+        if not 0 <= index < parts or batch_size % parts:
+            raise ValueError(
+                "`share` should be a pair (i, n), 0 <= i < n, where n divides the batch size. Received: "
+                f"{share!r} for batch_size={batch_size}."
+            )
+        drop_last = drop_last or parts > 1
         if len(images) < (batch_size if drop_last else 1):
             raise ValueError(
                 f"`batch_size` should be at most the number of images when incomplete batches are dropped. Received: "
@@ -68,7 +78,7 @@ class Batches(keras.utils.PyDataset):
             )
         self.images, self.labels, self.batch_size = images, labels, int(batch_size)
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.share = steps_per_epoch, (int(index), int(parts))
         self.epoch = initial_epoch
         self._order = (None, None)  # the latest pass and its permutation
         self._served = None  # numbers asked for in the epoch that Keras has begun
@@ -96,7 +106,10 @@ class Batches(keras.utils.PyDataset):
     def batch(self, epoch, number):
         """Batch `number` of `epoch`, whatever was asked for before."""
         pass_number, position = divmod(epoch * len(self) + number, self.batches_per_pass)
-        indices = self._indices(pass_number)[position * self.batch_size : (position + 1) * self.batch_size]
+        index, parts = self.share
+        size = self.batch_size // parts
+        first = position * self.batch_size + index * size
+        indices = self._indices(pass_number)[first : first + size]
         images = self.images[indices]
         return images if self.labels is None else (images, self.labels[indices])
 
@@ -119,6 +132,7 @@ class Batches(keras.utils.PyDataset):
             "drop_last": self.drop_last,
             "initial_epoch": self.epoch,
             "steps_per_epoch": self.steps_per_epoch,
+            "share": self.share,
         }
         return Batches(self.images, **same | changes)
 

@@ -42,7 +42,7 @@ def check_pair(*, least_images=1, **tensors):
     """Checks that tensors are (2, batch, width), of one shape, with enough images, as far as shapes are static."""
     for name, tensor in tensors.items():
         check_views(name, tensor, 2, most_views=2)
-        if tensor.shape[1] is not None and tensor.shape[1] < least_images:
+        if tensor.shape[1] is not None and tensor.shape[1] * distribution.num_replicas() < least_images:
             raise ValueError(
                 f"`{name}` should hold a batch of at least {least_images} images: the loss compares them with each "
                 f"other. Received shape: {tuple(tensor.shape)}. Use a larger `batch_size`."
@@ -62,8 +62,10 @@ def feature_std(x):
 
     Source: Chen & He 2021 (SimSiam), figure 2.
     """
-    rows = ops.transpose(ops.stop_gradient(unit_rows(x)), (1, 0, 2))  # (B, V, D)
-    return ops.mean(ops.std(distribution.gather(rows), axis=0)) * x.shape[-1] ** 0.5
+    rows = ops.stop_gradient(unit_rows(x))
+    # Two moments, and not the rows, are asked of the other replicas.
+    _, variance = distribution.pool_moments(ops.mean(rows, axis=1), ops.var(rows, axis=1))  # (V, D)
+    return ops.mean(ops.sqrt(variance)) * x.shape[-1] ** 0.5
 
 
 def mean_of(tensors):

@@ -80,8 +80,9 @@ def simclr_loss(projections, *, temperature=0.07):
     z = unit_rows(projections)  # (2, B, D)
     rows = flat(z)  # (2B, D)
     logits = ops.matmul(rows, ops.transpose(distribution.gather(rows))) / temperature  # (2B, global 2B)
-    index = ops.arange(ops.shape(rows)[0])
-    logits = ops.where(index[:, None] == index[None, :], MASKED, logits)  # a view does not predict itself
+    own = ops.arange(ops.shape(rows)[0]) + distribution.replica_index() * ops.shape(rows)[0]  # among the global rows
+    itself = own[:, None] == ops.arange(ops.shape(logits)[1])[None, :]
+    logits = ops.where(itself, MASKED, logits)  # a view does not predict itself
     positive = ops.sum(z * ops.flip(z, axis=0), axis=-1) / temperature  # (2, B)
     return ops.mean(ops.logsumexp(logits, axis=-1)) - ops.mean(positive)
 

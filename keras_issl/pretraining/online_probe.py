@@ -98,15 +98,17 @@ class OnlineProbe(keras.layers.Layer):
         logits = ops.matmul(x, self.kernel) + self.bias  # (B, C)
         targets = ops.one_hot(labels, self.num_classes, dtype="float32")
         log_p = ops.log_softmax(logits, axis=-1)
-        self.trackers["online_labels"].update_state(ops.sum(known))
+        replicas = distribution.num_replicas()
+        self.trackers["online_labels"].update_state(replicas * ops.sum(known))  # of the global batch, on the mean
         self.trackers["online_loss"].update_state(-ops.sum(targets * log_p, axis=-1), sample_weight=known)
         hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels), "float32")
         self.trackers["online_top1"].update_state(hits, sample_weight=known)
         if training:
             # The gradient of the mean cross-entropy over labelled images: linear, so that it can be written down.
-            error = (ops.exp(log_p) - targets) * (known / ops.maximum(ops.sum(known), 1.0))[:, None]  # (B, C)
+            labelled = ops.maximum(distribution.replica_mean(ops.sum(known)), 1.0 / replicas)  # a replica
+            error = (ops.exp(log_p) - targets) * (known / labelled)[:, None]  # (B, C)
             gradients = [ops.matmul(ops.transpose(x), error), ops.sum(error, axis=0)]
-            self.optimizer.apply(gradients, [self.kernel, self.bias])
+            self.optimizer.apply(distribution.scale_gradients(gradients), [self.kernel, self.bias])
 
     def get_config(self):
         optimizer = keras.optimizers.serialize(self.optimizer)

@@ -46,6 +46,12 @@ def explain(model, error, batches):
         f"{error} The model has the weights from before batch {batch + 1} of epoch {epoch + 1} again. Which tensor "
     )
     unknown += "was the first to be bad is not known: "
+    if distribution.parts_of_batch(model) > 1:
+        return _told(
+            error,
+            f"{unknown}it is looked for on one device only. Lower the learning rate, clip gradients, look for images "
+            "with NaN, or repeat the run on one device to have it named.",
+        )
     if not isinstance(batches, datasets.Batches) or model.steps_per_execution != 1:
         return _told(
             error,
@@ -96,7 +102,7 @@ def _search(model, error, batches, steps):
         first = 0
     previous = None
     for number in range(first, len(steps)):
-        step, before = int(model.steps) + 1, Snapshot(model)
+        step, before = distribution.as_int(model.steps) + 1, Snapshot(model)
         finite = repeat(number)
         after = not_finite(model, error.ignored)
         if finite and not after:

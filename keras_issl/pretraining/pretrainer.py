@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_issl import datasets, distribution, encoders, moving_average, provenance
-from keras_issl.callbacks import NaNGuard, NonFiniteLoss
+from keras_issl.callbacks import NaNGuard, NonFiniteLoss, StopTogether
 from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
 from keras_issl.pretraining.encoding import Encoding
 from keras_issl.pretraining.online_probe import ONLINE, OnlineScoring, as_probe, prepare
@@ -24,7 +24,7 @@ def _check_width(objective, width):
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
-class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
+class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataParallel, keras.Model):
     """Trains an encoder without labels: an augmentation makes views, an objective scores their features.
 
     Args:
@@ -141,7 +141,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
             loss = loss + ops.cast(penalty, loss.dtype)
         if training:
             self.steps.assign_add(1)
-        return loss
+        return distribution.scale_loss(loss)
 
     def _to_encoder_channels(self, images):
         """One-channel images are repeated to RGB when the encoder takes RGB."""
@@ -226,21 +226,27 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
             )
             size = kwargs.pop("validation_batch_size", None) or batch_size
             validation_data, _ = self._stream(images, labels, size, shuffle=False, fit=False)
+        distribution.check_engine(self)
         self._begin_run(x, epochs, kwargs.get("initial_epoch", 0), steps_per_epoch)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
             reorder, steps_per_epoch = False, None  # the batches hold them
         guarded = any(isinstance(callback, NaNGuard) for callback in self._with(callbacks))
+        callbacks = callbacks if guarded else self._with(callbacks, NaNGuard())
+        if distribution.share_of_process()[1] > 1:
+            callbacks = [*self._with(callbacks), StopTogether()]
+            verbose = verbose if distribution.is_writer() else 0
         self.batches = x if isinstance(x, datasets.Batches) else None
         if not self.optimizer.built:  # a guard's copy of the state has to be whole from the first step on
-            self.optimizer.build(self.trainable_variables)
+            with distribution.scope_of(self):
+                self.optimizer.build(self.trainable_variables)
         try:
             return super().fit(
                 x,
                 y,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=callbacks if guarded else self._with(callbacks, NaNGuard()),
+                callbacks=callbacks,
                 validation_data=validation_data,
                 shuffle=reorder,
                 steps_per_epoch=steps_per_epoch,
@@ -259,7 +265,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, keras.Model):
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; where schedules need it, after `objective.set_run_length`."""
-        if self.objective.uses_run_length and not int(self.objective.epoch_steps):
+        if self.objective.uses_run_length and not distribution.as_int(self.objective.epoch_steps):
             raise ValueError(
                 f"The schedules of {type(self.objective).__name__} need the length of the run, which `fit` knows. "
                 "Before `train_on_batch`, call `model.objective.set_run_length(epochs, steps_per_epoch)`."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from keras_issl import callbacks, encoders, loggers, recipes, report, zoo
+from keras_issl import callbacks, distribution, encoders, loggers, recipes, report, zoo
 from keras_issl.callbacks import NonFiniteLoss
 from keras_issl.runs import folder as folders
 from keras_issl.runs.checkpoints import Checkpoint, checkpoints
@@ -56,6 +56,9 @@ def pretrain(
 ):
     """Pre-trains an encoder into a run folder.
 
+    Within `distribution.data_parallel` it trains on several devices. Of several processes, on PyTorch, all call it
+    alike: the first writes the folder, the others train along.
+
     Ctrl-C and SIGTERM finish the batch, save what there is and return. Checkpoints are written at the ends of
     epochs, as often as costs at most 2 % of the time.
 
@@ -91,6 +94,13 @@ def pretrain(
     check_size(recipe, data)
     recipe, fitted = recipes.fit_to_images(recipe, len(data), overrides or ())
     recipes.check(recipe, len(data))  # what cannot be built or trained leaves no folder
+    if distribution.share_of_process()[1] > 1 and on_collapse == "rollback":
+        raise ValueError(
+            "`on_collapse` should be 'warn' or 'stop' for a run of several processes, which would not go back "
+            "together. Received: 'rollback'."
+        )
+    if not distribution.is_writer():
+        return _train_along(recipe, data, Path(out), online_probe)
     with folders.locked_folder(out, resume=resume) as folder, contextlib.ExitStack() as stack:
         new = not (folder / "run.json").exists()
         if new:
@@ -214,6 +224,24 @@ def pretrain(
             raise failure
         verdicts = read(folder).verdicts
     return Result(model, folder, history, finished, stopped_by, seconds, verdicts)
+
+
+def _train_along(recipe, data, folder, online_probe):
+    """The part of a process that is not the first of its run: it trains and writes nothing."""
+    if (folder / "run.json").exists():
+        classes = (folders.read_description(folder).get("online_probe") or {}).get("classes")
+    else:
+        classes = _online_classes(online_probe, data)
+    model = recipes.build(recipe, len(data), fit=False, online_probe=classes)
+    start = max((epoch for epoch, _ in checkpoints(folder)), default=0)  # the first process has the weights
+    stop, began = callbacks.StopOnSignal(), time.monotonic()
+    if start < recipe.epochs:
+        try:
+            size = min(recipe.batch_size, len(data))
+            model.fit(data, batch_size=size, epochs=recipe.epochs, initial_epoch=start, callbacks=[stop], verbose=0)
+        finally:
+            stop.restore()
+    return Result(model, folder, {}, recipe.epochs, stop.received, time.monotonic() - began)
 
 
 def check_size(recipe, data):

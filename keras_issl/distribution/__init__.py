@@ -1,0 +1,78 @@
+"""The seam between the library and its backends: replicas, devices and native kernels.
+
+This is the one room (beside the checkpoint converter) that imports TensorFlow, PyTorch or JAX, and it does
+so inside functions. Everything else is written in `keras.ops`.
+
+- **The global batch** (`replicas`): `gather`, `global_mean` and the like. An objective of this library is a function
+  of the whole batch (the entropy of a mean is no mean of entropies), so it asks for the global batch here.
+- **Engines** (`engines`): how `fit` runs on several devices, and what it refuses there.
+- **What the hardware wants** (`devices`): `has_accelerator`, `jit_compile_default`.
+- **Layers with a native kernel** (`layers`): `BatchNormalization`, `Conv2D` and `MaxPooling2D`.
+- **Export** (`export`): `Exportable` fills in what each backend's exporter needs for batches of any size.
+"""
+
+from keras_issl.distribution.devices import (
+    as_int,
+    dtype_scope,
+    gradients,
+    has_accelerator,
+    jit_compile_default,
+    prefetches,
+)
+from keras_issl.distribution.engines import (
+    DataParallel,
+    any_process,
+    check_batch,
+    check_engine,
+    check_parts,
+    data_parallel,
+    is_writer,
+    parts_of_batch,
+    scope_of,
+    share_of_process,
+)
+from keras_issl.distribution.export import Exportable
+from keras_issl.distribution.layers import BatchNormalization, Conv2D, MaxPooling2D
+from keras_issl.distribution.replicas import (
+    draw,
+    gather,
+    global_mean,
+    num_replicas,
+    pool_moments,
+    replica_index,
+    replica_mean,
+    scale_gradients,
+    scale_loss,
+)
+
+__all__ = [
+    "any_process",
+    "as_int",
+    "BatchNormalization",
+    "check_batch",
+    "check_engine",
+    "check_parts",
+    "Conv2D",
+    "data_parallel",
+    "DataParallel",
+    "draw",
+    "dtype_scope",
+    "Exportable",
+    "gather",
+    "global_mean",
+    "gradients",
+    "has_accelerator",
+    "is_writer",
+    "jit_compile_default",
+    "MaxPooling2D",
+    "num_replicas",
+    "parts_of_batch",
+    "pool_moments",
+    "prefetches",
+    "replica_index",
+    "replica_mean",
+    "scale_gradients",
+    "scale_loss",
+    "scope_of",
+    "share_of_process",
+]

@@ -1,0 +1,174 @@
+"""The global batch: what replicas that each see a part of it have to ask each other.
+
+One rule: **every replica returns a loss whose mean over the replicas is the global loss, and the gradient of a
+collective sums over the replicas.** Then the mean of the replicas' gradients is the gradient of the global loss.
+
+On JAX under `keras.distribution` an array is the global one: there is one replica, and nothing to ask.
+"""
+
+import keras
+from keras import ops
+
+
+def num_replicas():
+    """Number of replicas that each see a part of the batch, here and now.
+
+    Returns:
+        An integer. Always 1 on JAX, whose arrays are global, and outside of the replicas of a `tf.distribute`
+        strategy, where a batch is whole.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        context = _tensorflow_replica()
+        return 1 if context is None else context.num_replicas_in_sync
+    if backend == "torch":
+        group = _torch_group()
+        return 1 if group is None else group.get_world_size()
+    return 1
+
+
+def replica_index():
+    """Which replica this is: from 0, in the order in which the global batch is split.
+
+    Returns:
+        An integer; a scalar int32 tensor within a TensorFlow strategy.
+    """
+    if num_replicas() == 1:
+        return 0
+    if keras.config.backend() == "tensorflow":
+        return _tensorflow_replica().replica_id_in_sync_group
+    return _torch_group().get_rank()
+
+
+def _tensorflow_replica():
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context()  # None outside of the replicas of a strategy
+
+
+def _torch_group():
+    """`torch.distributed` where a process group exists, else `None`."""
+    import torch.distributed as dist
+
+    return dist if dist.is_available() and dist.is_initialized() else None
+
+
+def _whole(x):
+    """Whether `x` is the whole batch already, or of no device (in a shape inference)."""
+    return num_replicas() == 1 or (hasattr(x, "device") and getattr(x.device, "type", None) == "meta")
+
+
+def gather(x):
+    """The global batch of `x`, differentiable.
+
+    Args:
+        x: Tensor of shape (B_local, ...), this replica's part of the batch; parts are of one size.
+
+    Returns:
+        Tensor of shape (B_global, ...), the parts in the order of the replicas. The same tensor where there is one.
+    """
+    if _whole(x):
+        return x
+    if keras.config.backend() == "tensorflow":
+        return _tensorflow_replica().all_gather(x, axis=0)
+    import torch
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()), dim=0)
+
+
+def global_mean(x):
+    """Mean over the global batch, differentiable.
+
+    Args:
+        x: Tensor of shape (B_local, ...), this replica's part of the batch; parts are of one size.
+
+    Returns:
+        Tensor of shape (...): the mean over axis 0 of the batch of all replicas.
+    """
+    return replica_mean(ops.mean(x, axis=0))
+
+
+def replica_mean(x):
+    """Mean over the replicas of a tensor that each of them has, differentiable.
+
+    Args:
+        x: Tensor of any shape, the same on all replicas.
+
+    Returns:
+        Tensor of that shape. The same tensor where there is one replica.
+    """
+    if _whole(x):
+        return x
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return _tensorflow_replica().all_reduce(tf.distribute.ReduceOp.MEAN, x)
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x.contiguous()) / num_replicas()
+
+
+def pool_moments(mean, variance, center=0.0):
+    """Mean and variance over all replicas, from those that each has of its own part; one message, differentiable.
+
+    Args:
+        mean: Tensor of any shape.
+        variance: Tensor of that shape, about `mean`, biased.
+        center: Numbers near the mean that are the same on all replicas: about them squares are small, and few of
+            their digits are lost.
+
+    Returns:
+        A pair of tensors of that shape. The same ones where there is one replica.
+    """
+    if num_replicas() == 1:
+        return mean, variance
+    both = ops.stack([mean - center, variance + ops.square(mean - center)])  # (2, ...)
+    mean, square = ops.unstack(replica_mean(both), 2)
+    return mean + center, ops.maximum(square - ops.square(mean), 0.0)
+
+
+def scale_loss(loss):
+    """A replica's loss as its engine wants it: `tf.distribute` adds gradients up, the others average them.
+
+    Args:
+        loss: Scalar tensor; its mean over the replicas is the global loss.
+    """
+    return loss / num_replicas() if keras.config.backend() == "tensorflow" and num_replicas() > 1 else loss
+
+
+def scale_gradients(gradients):
+    """Gradients for `Optimizer.apply` of a loss that was written down without a compiled step.
+
+    Args:
+        gradients: List of tensors; their mean over the replicas is the gradient of the global loss.
+
+    Returns:
+        A list of tensors: what `apply` takes. Keras's optimizers on TensorFlow add up over replicas by themselves.
+    """
+    count = num_replicas()
+    if count == 1:
+        return gradients
+    if keras.config.backend() == "tensorflow":
+        return [gradient / count for gradient in gradients]
+    return [replica_mean(gradient) for gradient in gradients]
+
+
+def draw(sample, shape, axis):
+    """Random numbers for this replica's images: its part of what one device would draw for the global batch.
+
+    Replicas share a seed, so each could only draw the same; and so images are augmented alike however many devices
+    there are.
+
+    Args:
+        sample: A function of a shape that draws a tensor of it.
+        shape: Tuple, of the numbers for this replica's part of the batch.
+        axis: Non-negative integer, the axis of the images.
+    """
+    count = num_replicas()
+    if count == 1:
+        return sample(shape)
+    size = shape[axis]
+    everyone = sample((*shape[:axis], size * count, *shape[axis + 1 :]))
+    parts = ops.reshape(everyone, (*shape[:axis], count, size, *shape[axis + 1 :]))
+    return ops.take(parts, replica_index(), axis=axis)
