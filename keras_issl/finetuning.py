@@ -52,7 +52,7 @@ def classifier(encoder, num_classes, *, freeze=False, dropout=0.0, name=None):
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
-class Classifier(distribution.Exportable, keras.Model):
+class Classifier(distribution.Exportable, distribution.DataParallel, keras.Model):
     """What `classifier` returns, with the same arguments.
 
     Attributes:

@@ -222,6 +222,25 @@ def lower(devices):
     return found
 
 
+def beside(devices, folder):
+    """What is done with a model on several devices beside its training, in numbers that no device count divides."""
+    import keras_issl
+    from keras_issl import distribution, probes
+
+    model = small("DISSL", probe=False)
+    model.compile("sgd")
+    images = np.random.default_rng(0).integers(0, 256, (BATCH + 3, SIDE, SIDE, 3), dtype="uint8")
+    found = {"predict": model.predict(images, batch_size=BATCH, verbose=0)}
+    found["extract"] = keras_issl.extract_features(model.encoder, images, batch_size=7, verbose=False).array
+    if distribution.is_writer():  # alone, while the others wait for nothing
+        keras_issl.save_preset(model.encoder, Path(folder) / "preset")
+        keras_issl.from_preset(Path(folder) / "preset", verify=True)
+        labels = np.arange(len(images)) % 2
+        probe = probes.MLPProbe(hidden=(8,), weight_decays=(1e-4,), epochs=1, batch_size=8)
+        probe.fit(keras_issl.Features(found["extract"], labels))
+    return found
+
+
 def refused(name, call):
     """What a call is refused with, or None."""
     try:
@@ -297,9 +316,11 @@ def main(engine, devices, folder, *items):
         keras.backend.clear_session()  # names are counted
         with distribution.data_parallel(devices), broken_seam(fault or None):
             kinds = {
-                "lower": lambda: lower(devices), "pretrain": lambda: pretrain(devices, folder),
+                "beside": lambda: beside(devices, folder),
+                "lower": lambda: lower(devices),
+                "pretrain": lambda: pretrain(devices, folder),
                 "refusals": lambda: refusals(devices),
-            }  # fmt: skip
+            }
             found, writes = kinds.get(name, lambda: train(name))(), distribution.is_writer()  # noqa: B023
         if writes:
             Path(folder, f"{item.replace('/', ' ')}.pickle").write_bytes(pickle.dumps(found))

@@ -5,6 +5,7 @@ import re
 import keras
 import many_devices
 import members
+import numpy as np
 import pytest
 
 BACKEND = keras.config.backend()
@@ -21,12 +22,12 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def one():
-    return many_devices.run(ENGINES[0], 1, [*OBJECTIVES, *RUN])
+    return many_devices.run(ENGINES[0], 1, [*OBJECTIVES, *RUN, "beside"])
 
 
 @pytest.fixture(scope="module")
 def many():
-    found = {ENGINES[0]: many_devices.run(ENGINES[0], 2, [*OBJECTIVES, *FAULTS, *RUN, "refusals"])}
+    found = {ENGINES[0]: many_devices.run(ENGINES[0], 2, [*OBJECTIVES, *FAULTS, *RUN, "beside", "refusals"])}
     return found | {engine: many_devices.run(engine, 2, ["DISSL", "refusals"]) for engine in ENGINES[1:]}
 
 
@@ -61,6 +62,11 @@ def test_what_cannot_be_right_is_refused(engine, many):
     for name, message in told.items():
         assert message is not None, f"{name} is not refused"
         assert all(word in message for word in words[name]), message
+
+
+def test_what_is_done_beside_training_takes_any_number_of_images(one, many):
+    for name, features in one["beside"].items():
+        np.testing.assert_allclose(many[ENGINES[0]]["beside"][name], features, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 PAGE = many_devices.HERE.parent / "docs" / "distribution.md"

@@ -34,6 +34,7 @@ from keras_issl.distribution.engines import (
 from keras_issl.distribution.export import Exportable
 from keras_issl.distribution.layers import BatchNormalization, Conv2D, MaxPooling2D
 from keras_issl.distribution.replicas import (
+    alone,
     draw,
     gather,
     global_mean,
@@ -46,6 +47,7 @@ from keras_issl.distribution.replicas import (
 )
 
 __all__ = [
+    "alone",
     "any_process",
     "as_int",
     "BatchNormalization",

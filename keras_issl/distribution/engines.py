@@ -26,7 +26,8 @@ def share_of_process():
         devices: on TensorFlow, and on JAX on one host.
     """
     backend = keras.config.backend()
-    if backend == "torch" and (group := _torch_group()) is not None:
+    if backend == "torch" and num_replicas() > 1:
+        group = _torch_group()
         return group.get_rank(), group.get_world_size()
     if backend == "jax" and keras.distribution.distribution() is not None:
         import jax
@@ -87,7 +88,7 @@ def any_process(flag):
 def _strategy(model):
     """The `tf.distribute` strategy that a model was made in, or the one of now; `None` where there is none."""
     if model is not None:
-        return model._distribute_strategy
+        return getattr(model, "_distribute_strategy", None)
     import tensorflow as tf
 
     return tf.distribute.get_strategy() if tf.distribute.has_strategy() else None

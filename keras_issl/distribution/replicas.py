@@ -6,8 +6,37 @@ collective sums over the replicas.** Then the mean of the replicas' gradients is
 On JAX under `keras.distribution` an array is the global one: there is one replica, and nothing to ask.
 """
 
+import contextlib
+import contextvars
+
 import keras
 from keras import ops
+
+_alone = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone():
+    """Within it this process works by itself, on batches of any size: inference, a probe, what is written of a model.
+
+    Else batch normalisation in training would wait for other processes of PyTorch, and JAX would want every batch to be
+    a multiple of its devices. For JAX on several hosts it is of no use: their arrays belong to all of them.
+
+    Example:
+
+    >>> with keras_issl.distribution.alone():
+    ...     features = encoder.predict(images[:3], verbose=0)
+    """
+    jax = keras.config.backend() == "jax"
+    before, token = keras.distribution.distribution() if jax else None, _alone.set(True)
+    if jax:
+        keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+        if jax:
+            keras.distribution.set_distribution(before)
 
 
 def num_replicas():
@@ -18,6 +47,8 @@ def num_replicas():
         strategy, where a batch is whole.
     """
     backend = keras.config.backend()
+    if _alone.get():
+        return 1
     if backend == "tensorflow":
         context = _tensorflow_replica()
         return 1 if context is None else context.num_replicas_in_sync

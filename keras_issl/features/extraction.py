@@ -7,7 +7,7 @@ import json
 import keras
 import numpy as np
 
-from keras_issl import datasets, encoders
+from keras_issl import datasets, distribution, encoders
 from keras_issl import provenance as provenance_notes
 from keras_issl.features.arrays import Features, check_finite
 from keras_issl.features.partial import PartialFeatures, check_out
@@ -267,8 +267,10 @@ def _pair(batch):
 def encode(encoder, images, batch_size):
     """float32 (B, D). A short batch is filled up to `batch_size`, so that nothing is compiled for it alone."""
     count = len(images)
-    if batch_size and count < batch_size:
-        images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), images.dtype)])
+    size = max(batch_size or 0, count)
+    size += -size % distribution.parts_of_batch(encoder)  # each device takes as many
+    if count < size:
+        images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), images.dtype)])
     output = encoder.predict_on_batch(images)
     if not hasattr(output, "ndim") or output.ndim != 2:
         shape = getattr(output, "shape", type(output).__name__)

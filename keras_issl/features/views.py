@@ -159,7 +159,8 @@ def _view_maker(augmentation, num_views, seed):
     def make_views(batch):
         views = []
         while len(views) < num_views:
-            drawn = draw(batch)
+            with distribution.alone():  # batches of any size
+                drawn = draw(batch)
             if not isinstance(drawn, list | tuple) or not drawn:
                 raise ValueError(
                     "`augmentation` should return a list of views, each of shape (batch, height, width, channels). "

@@ -1,5 +1,7 @@
 """The training model: images -> views -> features -> objective, under plain `compile` and `fit`."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -298,7 +300,10 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
             x = datasets.Batches(images, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=False)
             batch_size = None
         scoring, self._scoring = self._scoring, False  # a callback may ask for features within `evaluate`
+        parts = distribution.parts_of_batch(self)
+        even = not isinstance(x, datasets.Batches) or not (x.batch_size % parts or len(x.images) % parts)
         try:
-            return super().predict(x, batch_size=batch_size, verbose=verbose, **kwargs)
+            with contextlib.nullcontext() if even else distribution.alone():
+                return super().predict(x, batch_size=batch_size, verbose=verbose, **kwargs)
         finally:
             self._scoring = scoring

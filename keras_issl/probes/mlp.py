@@ -95,7 +95,7 @@ class MLPProbe(WeightDecaySweep):
         models = []
         for decay in decays:
             batches = _Batches(self, x, rows, numbers, weights, mean, scale)
-            with distribution.dtype_scope("float32"):
+            with distribution.dtype_scope("float32"), distribution.alone():
                 network = self._network(x.shape[1], classes)
                 rate = keras.optimizers.schedules.CosineDecay(self.learning_rate, len(batches))
                 optimizer = keras.optimizers.AdamW(rate, weight_decay=decay, name="mlp_probe_optimizer")
