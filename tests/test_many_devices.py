@@ -1,5 +1,8 @@
 """Several devices train as one: weights after five steps, with teeth; and what is refused there."""
 
+import fcntl
+import os
+import pickle
 import re
 
 import keras
@@ -20,15 +23,30 @@ RUN = ["pretrain"] if BACKEND != "jax" else []
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def one():
-    return many_devices.run(ENGINES[0], 1, [*OBJECTIVES, *RUN, "beside"])
+def shared(factory, name, make):
+    """What `make` returns; the other workers of this run wait for it and read it."""
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    folder = factory.getbasetemp().parent if workers else factory.getbasetemp()
+    path = folder / f"many_devices {name}.pickle"
+    with open(folder / f"many_devices {name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.write_bytes(pickle.dumps(make()))
+        return pickle.loads(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
-def many():
-    found = {ENGINES[0]: many_devices.run(ENGINES[0], 2, [*OBJECTIVES, *FAULTS, *RUN, "beside", "refusals"])}
-    return found | {engine: many_devices.run(engine, 2, ["DISSL", "refusals"]) for engine in ENGINES[1:]}
+def one(tmp_path_factory):
+    return shared(tmp_path_factory, "one", lambda: many_devices.run(ENGINES[0], 1, [*OBJECTIVES, *RUN, "beside"]))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    def make():
+        found = {ENGINES[0]: many_devices.run(ENGINES[0], 2, [*OBJECTIVES, *FAULTS, *RUN, "beside", "refusals"])}
+        return found | {engine: many_devices.run(engine, 2, ["DISSL", "refusals"]) for engine in ENGINES[1:]}
+
+    return shared(tmp_path_factory, "many", make)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
