@@ -69,7 +69,7 @@ def as_int(variable):
     >>> keras_issl.distribution.as_int(keras.Variable(3))
     3
     """
-    return int(keras.ops.convert_to_tensor(variable))
+    return int(keras.ops.copy(variable.value))  # a plain tensor, also of a mirrored variable
 
 
 def gradients(function, variables):
