@@ -66,7 +66,7 @@ def as_int(variable):
 
     Example:
 
-    >>> keras_issl.distribution.as_int(keras.Variable(3))
+    >>> keras_issl.distribution.as_int(keras.Variable(3, trainable=False, dtype="int32"))
     3
     """
     return int(keras.ops.copy(variable.value))  # a plain tensor, also of a mirrored variable
