@@ -1,6 +1,6 @@
 """PyTorch checkpoint files: whether one is safe, and what tensors are in it.
 
-The only room beside `distribution.py` that imports a backend, and only to open or write a torch file: what goes in
+The only room beside `distribution` that imports a backend, and only to open or write a torch file: what goes in
 and comes out are NumPy arrays. A checkpoint is data, never code: nothing a file asks for is run.
 """
 
