@@ -124,7 +124,7 @@ def replica_mean(x):
     """Mean over the replicas of a tensor that each of them has, differentiable.
 
     Args:
-        x: Tensor of any shape, the same on all replicas.
+        x: Tensor of any shape, the same shape on all replicas.
 
     Returns:
         Tensor of that shape. The same tensor where there is one replica.
