@@ -8,6 +8,7 @@ On JAX under `keras.distribution` an array is the global one: there is one repli
 
 import contextlib
 import contextvars
+import warnings
 
 import keras
 from keras import ops
@@ -84,6 +85,14 @@ def _torch_group():
     return dist if dist.is_available() and dist.is_initialized() else None
 
 
+@contextlib.contextmanager
+def _accepted_as_old():
+    """PyTorch 2.13 warns at each call that its differentiable collectives are deprecated; users can do nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed.nn.functional", category=FutureWarning)
+        yield
+
+
 def _whole(x):
     """Whether `x` is the whole batch already, or of no device (in a shape inference)."""
     return num_replicas() == 1 or (hasattr(x, "device") and getattr(x.device, "type", None) == "meta")
@@ -105,7 +114,8 @@ def gather(x):
     import torch
     from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(x.contiguous()), dim=0)
+    with _accepted_as_old():
+        return torch.cat(all_gather(x.contiguous()), dim=0)
 
 
 def global_mean(x):
@@ -137,7 +147,8 @@ def replica_mean(x):
         return _tensorflow_replica().all_reduce(tf.distribute.ReduceOp.MEAN, x)
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(x.contiguous()) / num_replicas()
+    with _accepted_as_old():
+        return all_reduce(x.contiguous()) / num_replicas()
 
 
 def pool_moments(mean, variance, center=0.0):
