@@ -89,7 +89,7 @@ def test_a_step_and_a_run_by_hand():
     gradients, norm, logs = plan.messages
     assert (gradients.count, gradients.size) == (1, 4e6)
     assert norm.count == 5 and norm.count * norm.size == pytest.approx(2 * 4 * (8 + 16 + 8 + 16 + 8))
-    assert logs.kind == "logs" and logs.size == 4 * 16 * 2 * 10
+    assert logs.kind == "logs" and logs.size == 4 * 2 * 2 * 10
     sent = 2 * 3 / 4 * 4e6 / 1e9 + 4e-3  # 10 ms, beside a backward pass of 2/3 x 44 ms, half of which hides it
     assert plan.message_seconds("gradients") == pytest.approx(sent) and sent < 0.5 * plan.memory_seconds * 2 / 3
     waiting = norm.seconds(CHIP, 4) + logs.seconds(CHIP, 4)

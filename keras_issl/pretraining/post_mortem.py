@@ -93,8 +93,9 @@ def _search(model, error, batches, steps):
     bad = next((number for number in range(len(steps)) if not repeat(number)), None)
     if bad is None and not not_finite(model, error.ignored):
         return None
+    # One step more is repeated before it: what it made of the weights may be what was bad.
     error.snapshot.restore(model)
-    first = max((0 if bad is None else bad) - 1, 0)
+    first = max((0 if bad is None else bad) - 2, 0)
     for number in range(first):
         repeat(number)
     if first and not_finite(model, error.ignored):
