@@ -147,16 +147,23 @@ class MLPHead(layers.Layer):
         layer.build((None, fan_in))
         return layer
 
-    def call(self, features, training=None):
-        x = features
+    def before_output(self, features, training=None):
+        """What the output layer takes: activations (N, K) of the layers before it, in the compute dtype.
+
+        Args:
+            features: (N, D).
+            training: Whether batch statistics are used and updated.
+        """
+        x = ops.cast(features, self.compute_dtype)
         for spec, block in zip(self.hidden, self.blocks, strict=True):
             y = x
             for layer in block:
                 y = layer(y, training=training)  # (N, units)
             x = x + y if isinstance(spec, tuple) else y
-        if self.low_rank is not None:
-            x = self.low_rank(x, training=training)  # (N, bottleneck)
-        x = self.output_layer(x)  # (N, output_dim)
+        return x if self.low_rank is None else self.low_rank(x, training=training)  # (N, bottleneck)
+
+    def call(self, features, training=None):
+        x = self.output_layer(self.before_output(features, training=training))  # (N, output_dim)
         return x if self.norm is None else self.norm(x, training=training)
 
     def compute_output_shape(self, input_shape):

@@ -110,6 +110,7 @@ def assignments(objective, views, *, batch_size=256):
         # Filled up, so that every call has one shape; in inference mode rows know nothing of each other.
         full = np.concatenate([part, np.zeros((step - len(part), dim), np.float32)])
         outputs = objective(keras.ops.convert_to_tensor(full.reshape(teachers, batch_size, dim)), training=False)
+        outputs = getattr(objective, "logits", dict)(outputs)  # of one that computes them in chunks
         if "teacher_logits" not in outputs:
             raise NoClasses(
                 f'`objective` should return "teacher_logits". Received: {name}, which returns {sorted(outputs)}. '

@@ -8,9 +8,11 @@ so inside functions. Everything else is written in `keras.ops`.
 - **Engines** (`engines`): how `fit` runs on several devices, and what it refuses there.
 - **What the hardware wants** (`devices`): `has_accelerator`, `jit_compile_default`.
 - **Layers with a native kernel** (`layers`): `BatchNormalization`, `Conv2D` and `MaxPooling2D`.
+- **Memory** (`chunks`): `recompute` and `sum_chunks` compute in the backward pass again what they do not keep.
 - **Export** (`export`): `Exportable` fills in what each backend's exporter needs for batches of any size.
 """
 
+from keras_issl.distribution.chunks import recompute, sum_chunks
 from keras_issl.distribution.devices import (
     as_int,
     dtype_scope,

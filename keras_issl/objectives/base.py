@@ -18,6 +18,15 @@ def check_positive(**values):
             raise ValueError(f"`{name}` should be a finite number above 0. Received: {value}")
 
 
+def check_chunk_size(value):
+    """Raises a `ValueError` unless `chunk_size` is `None` or a positive integer."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(
+            "`chunk_size` should be None, for the whole batch at once, or a positive number of images. "
+            f"Received: {value!r}"
+        )
+
+
 def check_views(name, tensor, least_views, most_views=None):
     """Checks that a tensor is (views, batch, width) with enough views, as far as shapes are static."""
     if len(tensor.shape) != 3:

@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_issl import distribution
-from keras_issl.heads import MLPHead, check_initialization, probe_head
+from keras_issl.heads import LinearHead, MLPHead, check_initialization, probe_head
 from keras_issl.objectives.base import (
     Objective,
     apply_head,
     build_heads,
+    check_chunk_size,
     check_positive,
     check_views,
     mean_of,
@@ -28,9 +29,63 @@ LOG_NAMES = (
 )
 
 
-def _cross_entropy(p, log_q):
-    """Batch mean of the cross-entropy of (B, C) targets and log-probabilities, a scalar."""
-    return -ops.mean(ops.sum(p * log_q, axis=-1))
+def _terms(teacher_logits, student_logits, temperatures, reduce):
+    """The four cross-entropies of a set of images, and what the marginals are made of.
+
+    Args:
+        teacher_logits: (T, B, C).
+        student_logits: (V, B, C).
+        temperatures: (τ_t, τ_s).
+        reduce: `ops.mean` or `ops.sum`, over the images.
+
+    Returns:
+        distillation, invariance, conditional entropy and same-view cross-entropy, scalars; and (T, C), the q_i over
+        the images. All float32.
+    """
+    log_q, log_p = (
+        ops.log_softmax(ops.cast(logits, "float32") / temperature, axis=-1)  # (T, B, C), (V, B, C)
+        for logits, temperature in zip((teacher_logits, student_logits), temperatures, strict=True)
+    )
+    teachers, students = range(log_q.shape[0]), range(log_p.shape[0])
+    log_q, log_p = [log_q[i] for i in teachers], [log_p[j] for j in students]
+    q = [ops.exp(x) for x in log_q]  # T × (B, C)
+
+    def cross_entropy(p, log_q):
+        return -reduce(ops.sum(p * log_q, axis=-1))
+
+    distillation = mean_of([cross_entropy(q[i], log_p[j]) for i in teachers for j in students if j != i])
+    invariance = mean_of([cross_entropy(q[i], log_q[k]) for i in teachers for k in teachers if k != i])
+    conditional_entropy = mean_of([cross_entropy(q[i], log_q[i]) for i in teachers])
+    same_view = mean_of([cross_entropy(q[i], log_p[i]) for i in teachers])
+    marginals = ops.stack([reduce(x, axis=0) for x in q])  # (T, C)
+    return distillation, invariance, conditional_entropy, same_view, marginals
+
+
+def _loss(terms, batch, maximality_weight, invariance_weight):
+    """The loss and the logs from the means that `_terms` takes over the images of this replica, `batch` of them."""
+    distillation, invariance, conditional_entropy, same_view, marginals = terms
+    marginals = distribution.global_mean(marginals[None])  # (T, C): the replicas' means count alike
+    # A class of probability 0 contributes 0; the floor keeps its gradient finite.
+    entropies = -ops.sum(marginals * ops.log(ops.maximum(marginals, 1e-30)), axis=-1)  # (T,)
+    marginal_entropy = ops.mean(entropies)
+    loss = distillation - maximality_weight * marginal_entropy + invariance_weight * invariance
+    logs = {
+        "distillation": distillation,
+        "invariance": invariance,
+        "marginal_entropy": marginal_entropy,
+        "marginal_entropy_bound": _log_bound(batch, marginals.shape[-1]),
+        "conditional_entropy": conditional_entropy,
+        "kl_invariance": invariance - conditional_entropy,
+        "kl_distillation": same_view - conditional_entropy,
+        "effective_classes": ops.exp(marginal_entropy),
+    }
+    return loss, {name: ops.stop_gradient(value) for name, value in logs.items()}
+
+
+def _log_bound(batch, classes):
+    """log min(global B, C), for `batch` images on this replica."""
+    batch = ops.cast(batch, "float32") * distribution.num_replicas()
+    return ops.minimum(ops.log(batch), math.log(classes))
 
 
 def dissl_loss(
@@ -94,38 +149,102 @@ def dissl_loss(
             "`teacher_logits` (T, B, C) and `student_logits` (V, B, C) should have one batch size B, one number of "
             f"classes C, and V ≥ T. Received shapes: {tuple(teacher_logits.shape)}, {tuple(student_logits.shape)}"
         )
-    log_q = ops.log_softmax(ops.cast(teacher_logits, "float32") / teacher_temperature, axis=-1)  # (T, B, C)
-    log_p = ops.log_softmax(ops.cast(student_logits, "float32") / student_temperature, axis=-1)  # (V, B, C)
-    teachers, students = range(log_q.shape[0]), range(log_p.shape[0])
-    log_q, log_p = [log_q[i] for i in teachers], [log_p[j] for j in students]
-    q = [ops.exp(x) for x in log_q]  # T × (B, C)
-
-    distillation = mean_of([_cross_entropy(q[i], log_p[j]) for i in teachers for j in students if j != i])
-    invariance = mean_of([_cross_entropy(q[i], log_q[k]) for i in teachers for k in teachers if k != i])
-    marginals = [distribution.global_mean(x) for x in q]  # T × (C,)
-    # A class of probability 0 contributes 0; the floor keeps its gradient finite.
-    marginal_entropy = mean_of([-ops.sum(m * ops.log(ops.maximum(m, 1e-30))) for m in marginals])
-    loss = distillation - maximality_weight * marginal_entropy + invariance_weight * invariance
-
-    conditional_entropy = mean_of([_cross_entropy(q[i], log_q[i]) for i in teachers])
-    same_view = mean_of([_cross_entropy(q[i], log_p[i]) for i in teachers])
-    logs = {
-        "distillation": distillation,
-        "invariance": invariance,
-        "marginal_entropy": marginal_entropy,
-        "marginal_entropy_bound": _log_bound(q[0]),
-        "conditional_entropy": conditional_entropy,
-        "kl_invariance": invariance - conditional_entropy,
-        "kl_distillation": same_view - conditional_entropy,
-        "effective_classes": ops.exp(marginal_entropy),
-    }
-    return loss, {name: ops.stop_gradient(value) for name, value in logs.items()}
+    terms = _terms(teacher_logits, student_logits, (teacher_temperature, student_temperature), ops.mean)
+    return _loss(terms, ops.shape(teacher_logits)[1], maximality_weight, invariance_weight)
 
 
-def _log_bound(q):
-    """log min(global B, C) for one (B, C) tensor."""
-    batch = ops.cast(ops.shape(q)[0], "float32") * distribution.num_replicas()
-    return ops.minimum(ops.log(batch), math.log(q.shape[-1]))
+def chunked_dissl_loss(
+    *,
+    teacher,
+    student,
+    teacher_output,
+    student_output,
+    chunk_size,
+    teacher_temperature=0.5,
+    student_temperature=1.0,
+    maximality_weight=2.3,
+    invariance_weight=0.8,
+):
+    """`dissl_loss` and the linear layers before it, in the memory of `chunk_size` images.
+
+    What takes memory in DISSL are the logits, (T + V)·B·C numbers, and as many for each of the next steps and their
+    gradients. Here the last linear layers and all that follows are computed for `chunk_size` images after the other,
+    and again in the backward pass. The marginals are sums over chunks, so loss, logs and gradients are those of
+    the whole (global) batch, up to rounding.
+
+    Args:
+        teacher: (T, B, K) what the teacher's last linear layer takes.
+        student: (V, B, L) what the student's takes.
+        teacher_output: (kernel (K, C), bias (C,) or `None`), in the dtype in which logits are computed.
+        student_output: (kernel (L, C), bias (C,) or `None`).
+        chunk_size: Images whose (T + V) · `chunk_size` rows of logits are in memory at once.
+        teacher_temperature: As in `dissl_loss`.
+        student_temperature: As in `dissl_loss`.
+        maximality_weight: As in `dissl_loss`.
+        invariance_weight: As in `dissl_loss`.
+
+    Returns:
+        The float32 loss and the dict of logs of `dissl_loss`, and (C,) float32 without gradient: how many teacher views
+        each class was the most probable one of.
+
+    Raises:
+        ValueError: As `dissl_loss`, or a `chunk_size` that is no positive integer.
+
+    Source: Dubois et al. 2022, §5.2. Recomputation: Chen et al. 2016.
+
+    Example:
+
+    >>> x, kernel = keras.random.normal((2, 8, 4), seed=0), keras.random.normal((4, 32), seed=1)
+    >>> layer = (kernel, None)
+    >>> loss, logs, counts = chunked_dissl_loss(
+    ...     teacher=x, student=x, teacher_output=layer, student_output=layer, chunk_size=3
+    ... )
+    """
+    check_positive(teacher_temperature=teacher_temperature, student_temperature=student_temperature)
+    check_chunk_size(1 if chunk_size is None else chunk_size)
+    teacher, student = ops.convert_to_tensor(teacher), ops.convert_to_tensor(student)
+    check_views("teacher", teacher, 2)
+    check_views("student", student, 2)
+    batches = {x.shape[1] for x in (teacher, student)} - {None}
+    classes = {kernel.shape[-1] for kernel, _ in (teacher_output, student_output)}
+    if teacher.shape[0] > student.shape[0] or len(batches) > 1 or len(classes) > 1:
+        raise ValueError(
+            "`teacher` (T, B, K) and `student` (V, B, L) should have one batch size B, V ≥ T, and outputs of one "
+            f"number of classes. Received shapes: {tuple(teacher.shape)}, {tuple(student.shape)}, and {classes} classes"
+        )
+    (num_classes,) = classes
+    shared = [x for x in (*teacher_output, *student_output) if x is not None]
+    has_bias = [bias is not None for _, bias in (teacher_output, student_output)]
+
+    def logits(rows, kernel, bias):
+        """(b, V, K) of a chunk -> (V, b, C) float32."""
+        x = ops.matmul(ops.cast(ops.transpose(rows, (1, 0, 2)), kernel.dtype), kernel)
+        return ops.cast(x if bias is None else x + bias, "float32")
+
+    def of_images(teacher, student, *shared):  # (b, T, K), (b, V, L)
+        shared = list(shared)
+        layers = [(shared.pop(0), shared.pop(0) if bias else None) for bias in has_bias]
+        teacher_logits, student_logits = (
+            logits(x, *layer) for x, layer in zip((teacher, student), layers, strict=True)
+        )
+        terms = _terms(teacher_logits, student_logits, (teacher_temperature, student_temperature), ops.sum)
+        return *terms, _counts(_winners(teacher_logits), num_classes)
+
+    rows = [ops.transpose(x, (1, 0, 2)) for x in (teacher, student)]  # (B, T, K), (B, V, L)
+    *sums, counts = distribution.sum_chunks(of_images, rows, shared, chunk_size=chunk_size)
+    batch = ops.shape(teacher)[1]
+    means = [x / ops.cast(batch, "float32") for x in sums]
+    return *_loss(means, batch, maximality_weight, invariance_weight), ops.stop_gradient(counts)
+
+
+def _winners(logits):
+    """The most probable class of each row of (T, B, C), flat."""
+    return ops.reshape(ops.argmax(logits, axis=-1), (-1,))
+
+
+def _counts(classes, num_classes):
+    """How often each class is in a flat integer tensor, (C,) float32."""
+    return ops.segment_sum(ops.ones_like(classes, dtype="float32"), classes, num_segments=num_classes)
 
 
 @keras.saving.register_keras_serializable(package="keras_issl")
@@ -144,8 +263,11 @@ class DistinctClasses(keras.metrics.Metric):
 
     def update_state(self, classes, sample_weight=None):
         """Marks a flat integer tensor of classes as used."""
-        hits = ops.segment_sum(ops.ones_like(classes, dtype="float32"), classes, num_segments=self.num_classes)
-        self.seen.assign(ops.maximum(self.seen, ops.cast(hits > 0, "float32")))
+        self.update_counts(_counts(classes, self.num_classes))
+
+    def update_counts(self, counts):
+        """Marks the classes whose entry in (C,) counts is above 0 as used."""
+        self.seen.assign(ops.maximum(self.seen, ops.cast(counts > 0, "float32")))
 
     def result(self):
         return ops.sum(ops.cast(self.seen > 0, "float32"))  # of several replicas Keras adds the marks up
@@ -175,6 +297,9 @@ class DISSL(Objective):
         heads: `"small_images"` or `"imagenet"`, as in `heads.MLPHead`.
         probe: `"linear"`: a low-rank linear student head; `"mlp"`: two hidden layers of 2048 (small
             images) or the teacher's stack (ImageNet); or a layer from features (N, D) to logits (N, C).
+        chunk_size: For many classes and large batches: `chunked_dissl_loss` on this many images at once, which is the
+            same loss in less memory. `call` then returns what the last linear layers take, and `logits` makes logits of
+            it. `None` computes all logits at once.
 
     It takes small crops too (multi-crop): the student sees all views, the teacher the first two.
 
@@ -183,7 +308,8 @@ class DISSL(Objective):
 
     Raises:
         ValueError: A class number, width or temperature that is not above 0, an unknown probe, a probe layer of
-            another width than C, or a warm-up that is longer than the run.
+            another width than C, a warm-up that is longer than the run, or a `chunk_size` where the last layer of
+            a `probe` of one's own is not known to be linear.
 
     Source: Dubois et al. 2022, §5.2; heads: appendix on implementation.
 
@@ -209,6 +335,7 @@ class DISSL(Objective):
         heads="small_images",
         probe="linear",
         invariance_warmup_steps=0,
+        chunk_size=None,
         **kwargs,
     ):
         super().__init__(probe=probe, **kwargs)
@@ -219,6 +346,8 @@ class DISSL(Objective):
             bottleneck=bottleneck,
         )
         check_initialization("heads", heads)
+        check_chunk_size(chunk_size)
+        self.chunk_size = chunk_size
         self.num_classes = num_classes
         self.teacher_temperature, self.student_temperature = teacher_temperature, student_temperature
         self.maximality_weight, self.invariance_weight = maximality_weight, invariance_weight
@@ -263,25 +392,59 @@ class DISSL(Objective):
         else:
             self.student_head = self._head((), "linear")
         self.teacher_head = self._head(*stack)
+        if self.chunk_size is not None:
+            _check_last_layer(self.student_head, self.chunk_size)
         build_heads(width, self.teacher_head, self.student_head)
 
     def call(self, student_features, teacher_features=None, training=None):
         teacher_views = student_features[: self.num_teacher_views]  # (T, B, D)
+        if self.chunk_size is None:
+            return {
+                "teacher_logits": apply_head(self.teacher_head, teacher_views, training),  # (T, B, C)
+                "student_logits": apply_head(self.student_head, student_features, training),  # (V, B, C)
+            }
+        # Batch normalisation stands before the last linear layers, so it sees the whole batch here.
+        teacher, student = self.teacher_head.before_output, self.student_head.before_output
         return {
-            "teacher_logits": apply_head(self.teacher_head, teacher_views, training),  # (T, B, C)
-            "student_logits": apply_head(self.student_head, student_features, training),  # (V, B, C)
+            "teacher": apply_head(teacher, teacher_views, training),  # (T, B, bottleneck)
+            "student": apply_head(student, student_features, training),  # (V, B, bottleneck)
+        }
+
+    def logits(self, outputs):
+        """The logits of what `call` returned: `teacher_logits` (T, B, C) and `student_logits` (V, B, C), float32.
+
+        Args:
+            outputs: The dict that `call` returned, with a `chunk_size` or without.
+        """
+        if "teacher_logits" in outputs:
+            return outputs
+        return {
+            f"{name}_logits": apply_head(lambda x, training, head=head: head.output_layer(x), outputs[name], None)
+            for name, head in (("teacher", self.teacher_head), ("student", self.student_head))
         }
 
     def compute_loss(self, outputs, step):
-        self.distinct_classes.update_state(ops.reshape(ops.argmax(outputs["teacher_logits"], axis=-1), (-1,)))
-        return dissl_loss(
-            teacher_logits=outputs["teacher_logits"],
-            student_logits=outputs["student_logits"],
-            teacher_temperature=self.teacher_temperature,
-            student_temperature=self.student_temperature,
-            maximality_weight=self.maximality_weight,
-            invariance_weight=self.current_invariance_weight(step),
+        arguments = {
+            "teacher_temperature": self.teacher_temperature,
+            "student_temperature": self.student_temperature,
+            "maximality_weight": self.maximality_weight,
+            "invariance_weight": self.current_invariance_weight(step),
+        }
+        if self.chunk_size is None:
+            self.distinct_classes.update_state(_winners(outputs["teacher_logits"]))
+            return dissl_loss(
+                teacher_logits=outputs["teacher_logits"], student_logits=outputs["student_logits"], **arguments
+            )
+        loss, logs, counts = chunked_dissl_loss(
+            teacher=outputs["teacher"],
+            student=outputs["student"],
+            teacher_output=_last_layer(self.teacher_head),
+            student_output=_last_layer(self.student_head),
+            chunk_size=self.chunk_size,
+            **arguments,
         )
+        self.distinct_classes.update_counts(counts)
+        return loss, logs
 
     def current_invariance_weight(self, step):
         """β after `step` finished steps: a number, or a float32 scalar while there is a warm-up."""
@@ -310,5 +473,26 @@ class DISSL(Objective):
             "bottleneck",
             "heads",
             "invariance_warmup_steps",
+            "chunk_size",
         )
         return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+def _check_last_layer(head, chunk_size):
+    """Refuses a head, a user's, whose last layer cannot be computed for some images at a time."""
+    if type(head) in (MLPHead, LinearHead) and not head.output_norm:
+        return
+    reason = "a layer of its own kind, of which it is not known what its last step is"
+    if type(head) in (MLPHead, LinearHead):
+        reason = "which ends in a batch normalisation: that needs all images at once"
+    raise ValueError(
+        "`chunk_size` should be None with this `probe`: in chunks the loss is exact where the student head ends in a "
+        f"linear layer. Received: chunk_size={chunk_size}, probe={head!r}, {reason}. Use probe='linear' or 'mlp', or "
+        "a heads.MLPHead or heads.LinearHead with output_norm=False."
+    )
+
+
+def _last_layer(head):
+    """Kernel and bias of a head's output layer, in the dtype in which it computes."""
+    layer = head.output_layer
+    return tuple(None if w is None else ops.cast(w, layer.compute_dtype) for w in (layer.kernel, layer.bias))
