@@ -59,7 +59,7 @@ def sum_chunks(function, rows, shared=(), *, chunk_size):
     >>> x = keras.random.normal((10, 4), seed=0)
     >>> (total,) = keras_issl.distribution.sum_chunks(lambda x: (keras.ops.sum(x**2),), [x], chunk_size=4)
     """
-    rows, shared = ([ops.convert_to_tensor(x) for x in tensors] for tensors in (rows, shared))
+    rows, shared = ([ops.cast(x, x.dtype) for x in tensors] for tensors in (rows, shared))  # variables as tensors
     sums = {"jax": _sum_on_jax, "tensorflow": _sum_on_tensorflow, "torch": _sum_on_torch}[keras.config.backend()]
     return tuple(sums(function, rows, shared, chunk_size))
 

@@ -2,6 +2,7 @@
 
 from keras_issl.encoders.adapter import Adapter, feature_dim
 from keras_issl.encoders.base import check_images, image_channels
+from keras_issl.encoders.remat import Remat
 from keras_issl.encoders.resnet import (
     EXPANSION,
     MAX_BLOCKS,
@@ -21,6 +22,7 @@ __all__ = [
     "STEMS",
     "VARIANTS",
     "Adapter",
+    "Remat",
     "ResNet",
     "check_images",
     "feature_dim",

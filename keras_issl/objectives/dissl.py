@@ -160,6 +160,7 @@ def chunked_dissl_loss(
     teacher_output,
     student_output,
     chunk_size,
+    compute_dtype="float32",
     teacher_temperature=0.5,
     student_temperature=1.0,
     maximality_weight=2.3,
@@ -175,9 +176,10 @@ def chunked_dissl_loss(
     Args:
         teacher: (T, B, K) what the teacher's last linear layer takes.
         student: (V, B, L) what the student's takes.
-        teacher_output: (kernel (K, C), bias (C,) or `None`), in the dtype in which logits are computed.
+        teacher_output: (kernel (K, C), bias (C,) or `None`).
         student_output: (kernel (L, C), bias (C,) or `None`).
         chunk_size: Images whose (T + V) · `chunk_size` rows of logits are in memory at once.
+        compute_dtype: Of the linear layers. The gradients of chunks are added up in the dtype of the kernels.
         teacher_temperature: As in `dissl_loss`.
         student_temperature: As in `dissl_loss`.
         maximality_weight: As in `dissl_loss`.
@@ -218,8 +220,8 @@ def chunked_dissl_loss(
 
     def logits(rows, kernel, bias):
         """(b, V, K) of a chunk -> (V, b, C) float32."""
-        x = ops.matmul(ops.cast(ops.transpose(rows, (1, 0, 2)), kernel.dtype), kernel)
-        return ops.cast(x if bias is None else x + bias, "float32")
+        x = ops.matmul(ops.cast(ops.transpose(rows, (1, 0, 2)), compute_dtype), ops.cast(kernel, compute_dtype))
+        return ops.cast(x if bias is None else x + ops.cast(bias, compute_dtype), "float32")
 
     def of_images(teacher, student, *shared):  # (b, T, K), (b, V, L)
         shared = list(shared)
@@ -435,12 +437,14 @@ class DISSL(Objective):
             return dissl_loss(
                 teacher_logits=outputs["teacher_logits"], student_logits=outputs["student_logits"], **arguments
             )
+        teacher, student = self.teacher_head.output_layer, self.student_head.output_layer
         loss, logs, counts = chunked_dissl_loss(
             teacher=outputs["teacher"],
             student=outputs["student"],
-            teacher_output=_last_layer(self.teacher_head),
-            student_output=_last_layer(self.student_head),
+            teacher_output=(teacher.kernel, teacher.bias),
+            student_output=(student.kernel, student.bias),
             chunk_size=self.chunk_size,
+            compute_dtype=student.compute_dtype,
             **arguments,
         )
         self.distinct_classes.update_counts(counts)
@@ -490,9 +494,3 @@ def _check_last_layer(head, chunk_size):
         f"linear layer. Received: chunk_size={chunk_size}, probe={head!r}, {reason}. Use probe='linear' or 'mlp', or "
         "a heads.MLPHead or heads.LinearHead with output_norm=False."
     )
-
-
-def _last_layer(head):
-    """Kernel and bias of a head's output layer, in the dtype in which it computes."""
-    layer = head.output_layer
-    return tuple(None if w is None else ops.cast(w, layer.compute_dtype) for w in (layer.kernel, layer.bias))

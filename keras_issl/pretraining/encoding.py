@@ -65,7 +65,8 @@ class Encoding:
         with plain_errors():
             for view in views:
                 encoders.check_images(self.encoder, view.shape)
-        return self._encode(views, lambda x: self.encoder(x, training=training))
+        encoder = self._remat or self.encoder
+        return self._encode(views, lambda x: encoder(x, training=training))
 
     def teacher_features(self, views, training=True):
         """The moving-average encoder's features (T, B, D) of the first T views, without gradient."""

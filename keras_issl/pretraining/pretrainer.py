@@ -38,6 +38,9 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         online_probe: `None`; or a `pretraining.OnlineProbe`, or the number of classes of one: a linear probe that
             learns from the labels beside the encoder and leaves it bit for bit as it would be.
         seed: Decides the order in which `fit` takes the images of an array.
+        remat: Whether the backward pass computes the encoder's activations again, block by block, instead of keeping
+            them: the same weights for less memory and about one more forward pass; see `encoders.Remat`. The encoder
+            itself, and what is saved of it, stays as it is.
 
     `fit` takes an array of images, (images, labels), an `ImageDataset`, a `tf.data.Dataset`, a
     `PyDataset` or a grain dataset; labels are for the online probe alone, and -1 is no label. Where
@@ -58,7 +61,8 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
 
     Raises:
         ValueError: The encoder's features are not (N, D); the augmentation gives fewer views than
-            the objective needs, or more than it can use; the encoder cannot be copied for a moving average; images of
+            the objective needs, or more than it can use; the encoder cannot be copied for a moving average, or cut into
+            blocks for `remat`; images of
             the wrong rank, empty, or with NaN or infinite values; a run that is too short for the objective's
             schedules, or of unknown length.
 
@@ -72,10 +76,11 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
     >>> history = model.fit(np.random.randint(0, 256, (32, 32, 32, 3), "uint8"), batch_size=16, verbose=0)
     """
 
-    def __init__(self, encoder, objective, augmentation=None, *, online_probe=None, seed=0, **kwargs):
+    def __init__(self, encoder, objective, augmentation=None, *, online_probe=None, seed=0, remat=False, **kwargs):
         # Views are made from uint8 or float32 images: nothing may round the input to bfloat16 first.
         super().__init__(autocast=False, **kwargs)
         self.encoder, self.objective, self.augmentation, self.seed = encoder, objective, augmentation, seed
+        self._remat = encoders.Remat(encoder) if remat else None
         # Everything is built here: values assigned while `fit` builds a model are lost in its scope.
         width = encoders.feature_dim(encoder)
         if objective.built:

@@ -36,6 +36,7 @@ class Saving:
             "augmentation": augmentation,
             **probe,
             "seed": self.seed,
+            **({} if self._remat is None else {"remat": True}),
         }
 
     @classmethod
