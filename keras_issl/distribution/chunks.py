@@ -5,6 +5,7 @@ arguments. Here what is computed again is a pure function of tensors, which ever
 """
 
 import functools
+import gc
 
 import keras
 from keras import ops
@@ -33,7 +34,29 @@ def recompute(function):
     from torch.utils.checkpoint import checkpoint
 
     # An early stop is an exception through Keras's layers, which would put words of their own into it.
-    return functools.partial(checkpoint, function, use_reentrant=False, early_stop=False)
+    return functools.partial(checkpoint, _without_leftovers(function), use_reentrant=False, early_stop=False)
+
+
+def _without_leftovers(function):
+    """A function that leaves no tensors behind for the garbage collector.
+
+    On PyTorch Keras's trees are walked by functions that refer to themselves and to the tensors: a layer's
+    inputs then live until the collector looks at old objects, many steps later. Collecting the youngest takes
+    a millisecond, and all made within are among them as long as nothing else is collected.
+    """
+
+    @functools.wraps(function)
+    def call(*args):
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return function(*args)
+        finally:
+            gc.collect(0)
+            if enabled:
+                gc.enable()
+
+    return call
 
 
 def sum_chunks(function, rows, shared=(), *, chunk_size):
@@ -69,12 +92,10 @@ def _add(a, b):
 
 
 def _sum_on_torch(function, rows, shared, size):
-    from torch.utils.checkpoint import checkpoint
-
     # `split` puts the gradients of all chunks together once; slices would each make one of the whole batch.
     chunks = zip(*(x.split(size) for x in rows), strict=True)
-    parts = (checkpoint(function, *chunk, *shared, use_reentrant=False, preserve_rng_state=False) for chunk in chunks)
-    return functools.reduce(_add, parts)
+    function = recompute(function)
+    return functools.reduce(_add, (function(*chunk, *shared) for chunk in chunks))
 
 
 def _sum_on_jax(function, rows, shared, size):
@@ -100,12 +121,12 @@ def _sum_on_tensorflow(function, rows, shared, size):
 
     static = rows[0].shape[0]
     count = tf.shape(rows[0])[0] if static is None else static
-    first = (count - 1) % size + 1  # rows of the first chunk; the others have `size`
-    others = (count - first) // size
+    first = count % size  # rows of the first chunk, perhaps none: then it only gives sums their shapes
+    others = count // size
     differentiable = [i for i, x in enumerate((*rows, *shared)) if x.dtype.is_floating]
 
     def chunk(tensors, i):
-        """Chunk i of those after the first, and what is shared."""
+        """Chunk i of those of `size` rows, and what is shared."""
         start = first + i * size
         parts = []
         for x in tensors[: len(rows)]:

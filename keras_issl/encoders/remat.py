@@ -28,7 +28,7 @@ class _Segment:
     def __call__(self, x):
         """Its output in training. What its layers assign, such as moving statistics, is assigned once."""
         trainable = [v for v in self.variables if v.trainable]
-        # Copies, because the backward pass has to find what was there before the assignments below: a random state, say.
+        # Copies: the backward pass has to find what was there before the assignments below, a random state say.
         state = [(v, ops.copy(v)) for v in self.variables if not v.trainable]
         changed = []  # which of the state a run assigns; the same in each
 

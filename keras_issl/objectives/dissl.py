@@ -55,9 +55,11 @@ def _terms(teacher_logits, student_logits, temperatures, reduce):
 
     distillation = mean_of([cross_entropy(q[i], log_p[j]) for i in teachers for j in students if j != i])
     invariance = mean_of([cross_entropy(q[i], log_q[k]) for i in teachers for k in teachers if k != i])
+    marginals = ops.stack([reduce(x, axis=0) for x in q])  # (T, C)
+    # Logs alone: without the stop PyTorch would keep what their gradient needs of every chunk.
+    q, log_q, log_p = (list(map(ops.stop_gradient, tensors)) for tensors in (q, log_q, log_p))
     conditional_entropy = mean_of([cross_entropy(q[i], log_q[i]) for i in teachers])
     same_view = mean_of([cross_entropy(q[i], log_p[i]) for i in teachers])
-    marginals = ops.stack([reduce(x, axis=0) for x in q])  # (T, C)
     return distillation, invariance, conditional_entropy, same_view, marginals
 
 
