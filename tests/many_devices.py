@@ -152,7 +152,10 @@ def broken_seam(fault):
 
 
 def small(name, probe=True):
-    """A small model of an objective, with random views; on every device count the same."""
+    """A small model of an objective, with random views; on every device count the same.
+
+    After the objective's name there may be "+chunks" and "+remat", the switches of docs/memory.md.
+    """
     import keras
     import members
 
@@ -160,11 +163,14 @@ def small(name, probe=True):
     from keras_issl import augmentations, encoders
 
     keras.utils.set_random_seed(0)
+    name, *switches = name.split("+")
     arguments = {"teacher_momentum": (0.5, 0.9)} if members.SMALL[name]().teacher_momentum is not None else {}
     arguments |= {"queue_length": 2 * BATCH, "queue_start_epoch": 0} if name == "SwAV" else {}
+    arguments |= {"chunk_size": 3} if "chunks" in switches else {}
     encoder = encoders.ResNet(blocks=(1, 1), width=8, image_size=SIDE, stem="cifar")
     views = augmentations.SimCLR(SIDE, preset="cifar10", seed=7)
-    return keras_issl.Pretrainer(encoder, members.SMALL[name](**arguments), views, online_probe=4 if probe else None)
+    given = {"online_probe": 4 if probe else None, "remat": "remat" in switches}
+    return keras_issl.Pretrainer(encoder, members.SMALL[name](**arguments), views, **given)
 
 
 def train(name):
@@ -172,8 +178,8 @@ def train(name):
     import keras
     from keras import ops
 
-    model = small(name)
-    model.compile(keras.optimizers.SGD(RATES.get(name, 0.002), momentum=0.9, **CLIPS.get(name, {})))
+    model, plain = small(name), name.split("+")[0]
+    model.compile(keras.optimizers.SGD(RATES.get(plain, 0.002), momentum=0.9, **CLIPS.get(plain, {})))
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (STEPS * BATCH, SIDE, SIDE, 3), dtype="uint8")
     labels = rng.integers(-1, 4, len(images))

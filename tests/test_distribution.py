@@ -1,14 +1,19 @@
 """Replicas and devices, and the native layers against float64 NumPy and plain PyTorch."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
 import keras
+import many_devices
+import members
 import numpy as np
 import pytest
 import torch
+from graphs import graph
 from keras import ops
 
 from keras_issl import distribution
@@ -235,6 +240,34 @@ def test_one_replica_is_the_global_batch(rng):
     assert distribution.num_replicas() == 1
     np.testing.assert_array_equal(array(distribution.gather(ops.convert_to_tensor(x))), x)
     np.testing.assert_allclose(array(distribution.global_mean(ops.convert_to_tensor(x))), x.mean(0), rtol=1e-6)
+
+
+# PyTorch notes the operations of a step in no time; the others trace and compile.
+@pytest.mark.parametrize("name", members.SMALL if BACKEND == "torch" else ["DISSL"])
+def test_on_one_device_the_seam_adds_nothing_to_the_step(name, rng):
+    """The same operations in the same order as with functions in its place that know nothing of devices."""
+    plain = {
+        "gather": lambda x: x, "global_mean": lambda x: ops.mean(x, axis=0), "replica_mean": lambda x: x,
+        "num_replicas": lambda: 1, "replica_index": lambda: 0, "scale_loss": lambda x: x,
+        "scale_gradients": lambda x: x, "draw": lambda sample, shape, axis: sample(shape),
+        "pool_moments": lambda mean, variance, center=0.0: (mean, variance),
+    }  # fmt: skip
+    images, labels = rng.integers(0, 256, (4, 12, 12, 3), dtype="uint8"), np.arange(4, dtype="int32") % 2
+
+    def step():
+        keras.backend.clear_session()
+        model = many_devices.small(name)
+        model.compile(keras.optimizers.SGD(0.01))
+        model.optimizer.build(model.trainable_variables)
+        return graph(model, images, labels)
+
+    found = step()
+    with contextlib.ExitStack() as stack:
+        for function, replacement in plain.items():
+            stack.enter_context(mock.patch.object(distribution, function, replacement))
+        stack.enter_context(mock.patch.object(distribution.layers, "pool_moments", plain["pool_moments"]))
+        expected = step()
+    assert found == expected and len(found) > 100
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of the others see test_many_devices.py")

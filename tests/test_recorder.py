@@ -1,13 +1,13 @@
 """What a run records, and that recording changes nothing of it."""
 
 import io
-import re
 import time
 import warnings
 
 import keras
 import numpy as np
 import pytest
+from graphs import graph
 from keras import ops
 
 from keras_issl import augmentations, callbacks, datasets, diagnostics, encoders, objectives, pretraining, report
@@ -92,36 +92,6 @@ def arrays(model):
     return [ops.convert_to_numpy(v) for v in [*model.weights, *model.optimizer.variables]]
 
 
-def graph(model):
-    """The compiled training step as text; on torch, where nothing is compiled, the operations of one."""
-    images, labels = IMAGES[:14], LABELS[:14]
-    if BACKEND == "jax":
-        import jax
-
-        state = model._get_jax_state(
-            trainable_variables=True, non_trainable_variables=True, optimizer_variables=True, metrics_variables=True
-        )
-        text = str(jax.make_jaxpr(model.train_step)(state, (images, labels)))
-        return re.sub(r"0x[0-9a-f]+", "", text)
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        step = tf.function(model.train_step).get_concrete_function((tf.constant(images), tf.constant(labels)))
-        return [(op.type, len(op.inputs)) for op in step.graph.get_operations()]
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    called = []
-
-    class Note(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            called.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    with Note():
-        model.train_step((ops.convert_to_tensor(images), ops.convert_to_tensor(labels)))
-    return called
-
-
 def test_recording_changes_neither_the_step_nor_a_bit_of_the_run(recorded):
     """The same graph, and the same weights, slots and history, with every callback of a run and with none."""
     plain = make()
@@ -131,11 +101,11 @@ def test_recording_changes_neither_the_step_nor_a_bit_of_the_run(recorded):
                callbacks.Progress(recorder, io.StringIO())) == history  # fmt: skip
     for ours, theirs in zip(arrays(model), arrays(plain), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    with_recording, without = graph(model), graph(plain)
+    with_recording, without = (graph(m, IMAGES[:14], LABELS[:14]) for m in (model, plain))
     assert with_recording == without and len(without) > 100
     other = make(online_probe=None)
     other.optimizer.build(other.trainable_variables)
-    assert graph(other) != without  # what would differ is seen
+    assert graph(other, IMAGES[:14], LABELS[:14]) != without  # what would differ is seen
 
 
 def test_a_resumed_run_goes_on_with_its_rows(tmp_path):
@@ -184,7 +154,8 @@ def test_slow_loading_is_seen_and_said():
     guard = callbacks.CollapseGuard(recorder)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(datasets.Batches(Slow(), batch_size=14), epochs=3, callbacks=[recorder, guard], verbose=0)
+        batches = datasets.Batches(Slow(), batch_size=14, read_ahead=0)
+        model.fit(batches, epochs=3, callbacks=[recorder, guard], verbose=0)
     assert sum("waits for" in str(warning.message) for warning in caught) == 1
     assert np.nanmean(recorder.columns()["input_share"][3:]) > 0.3
 

@@ -142,7 +142,7 @@ def objective_messages(objective, batch):
     std = _all_reduces("logs", "feature_std (2, 2, E)", 2 * 2 * (width or 0), 1, False)  # two moments of two views
     marginals = _all_reduces("logs", "marginals (C,)", classes or 0, teachers, False)
     if name == "DISSL":
-        return _all_reduces("objective", "marginals (C,)", classes, teachers, True)
+        return _all_reduces("objective", "marginals (T, C)", teachers * classes, 1, True)
     if name in ("CISSL", "SimCLR"):
         return _gathers("objective", "projections (2B, E)", 2 * batch * width, 1, True)
     if name == "MoCoV3":

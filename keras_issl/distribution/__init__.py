@@ -73,10 +73,12 @@ __all__ = [
     "parts_of_batch",
     "pool_moments",
     "prefetches",
+    "recompute",
     "replica_index",
     "replica_mean",
     "scale_gradients",
     "scale_loss",
     "scope_of",
     "share_of_process",
+    "sum_chunks",
 ]

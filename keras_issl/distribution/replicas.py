@@ -8,7 +8,7 @@ On JAX under `keras.distribution` an array is the global one: there is one repli
 
 import contextlib
 import contextvars
-import warnings
+import functools
 
 import keras
 from keras import ops
@@ -85,12 +85,41 @@ def _torch_group():
     return dist if dist.is_available() and dist.is_initialized() else None
 
 
-@contextlib.contextmanager
-def _accepted_as_old():
-    """PyTorch 2.13 warns at each call that its differentiable collectives are deprecated; users can do nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed.nn.functional", category=FutureWarning)
-        yield
+@functools.cache
+def _torch_collectives():
+    """Sum over and gather from all processes, with gradients; PyTorch 2.13 deprecates its own."""
+    import torch
+    import torch.distributed as dist
+
+    def summed(x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return summed(x)
+
+        @staticmethod
+        def backward(context, gradient):
+            return summed(gradient)
+
+    class Gather(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, x.contiguous())
+            return torch.cat(parts)
+
+        @staticmethod
+        def backward(context, gradient):  # (B_global, ...) -> (B_local, ...): the sum of what all have for this part
+            parts = [part.contiguous() for part in gradient.chunk(dist.get_world_size())]
+            mine = torch.empty_like(parts[dist.get_rank()])
+            dist.reduce_scatter(mine, parts)
+            return mine
+
+    return Sum.apply, Gather.apply
 
 
 def _whole(x):
@@ -111,11 +140,8 @@ def gather(x):
         return x
     if keras.config.backend() == "tensorflow":
         return _tensorflow_replica().all_gather(x, axis=0)
-    import torch
-    from torch.distributed.nn.functional import all_gather
-
-    with _accepted_as_old():
-        return torch.cat(all_gather(x.contiguous()), dim=0)
+    _, gathered = _torch_collectives()
+    return gathered(x)
 
 
 def global_mean(x):
@@ -145,10 +171,8 @@ def replica_mean(x):
         import tensorflow as tf
 
         return _tensorflow_replica().all_reduce(tf.distribute.ReduceOp.MEAN, x)
-    from torch.distributed.nn.functional import all_reduce
-
-    with _accepted_as_old():
-        return all_reduce(x.contiguous()) / num_replicas()
+    summed, _ = _torch_collectives()
+    return summed(x) / num_replicas()
 
 
 def pool_moments(mean, variance, center=0.0):

@@ -191,7 +191,8 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
                     if self.objective.needs_batch_statistics
                     else f"the moving averages of {kind} would move with every part. "
                 )
-                + f"Received: gradient_accumulation_steps={steps}. Use a smaller `batch_size` or lower precision."
+                + f"Received: gradient_accumulation_steps={steps}. Less memory for the same batch: the objective's "
+                "`chunk_size`, `Pretrainer(remat=True)`, lower precision (docs/memory.md)."
             )
         for layer, copy in self.teacher_pairs:
             moving_average.hold(layer, copy)
