@@ -500,7 +500,7 @@ def test_on_the_fly_is_the_same(parquet):
     np.testing.assert_array_equal(lazy.images[3], memory.images[3])
     np.testing.assert_array_equal(lazy.images[2:4], memory.images[2:4])
     np.testing.assert_array_equal(lazy.subset([7, 1]).take(1).images[:], memory.images[[7]])
-    one, other = lazy.batches(4, seed=1), memory.batches(4, seed=1)
+    one, other = lazy.batches(4, seed=1, shuffle=8), memory.batches(4, seed=1, shuffle=8)
     for (a, b), (c, d) in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, d)

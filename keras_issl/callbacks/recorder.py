@@ -19,7 +19,8 @@ EVERY = 50  # steps a row, of a run whose length is not known
 COST = 0.005  # share of the time that may go into measuring the representation
 BUSY = 0.9  # TensorFlow makes batches ahead: the device waits for them when making them takes nearly all the time
 WEIGHT = "online_labels"  # labelled images a step, which an online probe's means weigh; no column
-ALWAYS = ("step", "epoch", "seconds", "learning_rate", "images_per_second", "input_share", *FixedViews.names)
+DECODING = "input_images_per_second"
+ALWAYS = ("step", "epoch", "seconds", "learning_rate", "images_per_second", "input_share", *FixedViews.names, DECODING)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -35,6 +36,8 @@ class Recorder(keras.callbacks.Callback):
     - `input_share`: the share of the time in which the device waits for the next batch to be made. It is known where
       `fit` takes an array, an `ImageDataset` or `datasets.Batches`. TensorFlow makes batches ahead of the steps: there
       it is 0 unless making them takes over 90 % of the time;
+    - `input_images_per_second`, where images are decoded when they are asked for: what reading and decoding delivers,
+      waited for or not;
     - `effective_rank` and `within_between` of fixed images (see `FixedViews`), measured at ends of epochs, as often as
       costs 0.5 % of the time, and at the end of the run; they stand in the row that follows.
 
@@ -204,6 +207,8 @@ class Recorder(keras.callbacks.Callback):
         if self.timed > 0 and self.model.batches is not None:
             share = min(self.loading / self.timed, 1.0)
             found["input_share"] = share if share > BUSY or not distribution.prefetches() else 0.0
+            if not isinstance(self.model.batches.images, np.ndarray):
+                found[DECODING] = self.model.batches.images_per_second
         self.timed, self.images, self.loading = 0.0, 0, 0.0
         return found
 
@@ -213,6 +218,7 @@ class Recorder(keras.callbacks.Callback):
         if self.previous is not None:
             count = len(self.previous.get("step", ()))
             rows = [{name: float(values[i]) for name, values in self.previous.items()} for i in range(count)]
+            rows = [row | {DECODING: row.get(DECODING, math.nan)} for row in rows]  # of a version before that column
             self.previous = None
         self.rows = [row for row in rows if row["step"] <= self.first] if self.first else []
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0

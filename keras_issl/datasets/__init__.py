@@ -16,6 +16,7 @@ from keras_issl.datasets.images import (
     to_numpy,
 )
 from keras_issl.datasets.labels import check_labels
+from keras_issl.datasets.order import order_of_pass
 from keras_issl.datasets.sources import SPLITS, SUFFIXES, Records, UnknownSplit
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "drop_incomplete",
     "fingerprint",
     "load",
+    "order_of_pass",
     "progress_line",
     "to_numpy",
 ]

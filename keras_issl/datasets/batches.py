@@ -2,10 +2,15 @@
 
 import time
 import types
+import warnings
 
 import keras
 import numpy as np
 
+from keras_issl.datasets.ahead import Ahead
+from keras_issl.datasets.order import check_order, order_of_pass
+
+_AHEAD = 2  # batches, where images are decoded when they are asked for
 _ENDLESS = 1 << 48  # batches; grain counts what repeats for ever up to the largest integer
 
 
@@ -21,22 +26,33 @@ class Batches(keras.utils.PyDataset):
         images: array (N, ...) or `EncodedImages`.
         labels: array (N,), or None.
         batch_size: images a batch, B.
-        shuffle: draw a new order for each pass over the images.
-        seed: of these orders: pass p uses `np.random.default_rng([seed, p]).permutation(N)`.
+        shuffle: draw a new order for each pass over the images: True for a permutation of all of them. An integer W
+            for files that are read block by block, such as Parquet: the blocks come in a new order, and images are
+            shuffled within windows of W; see `datasets.order_of_pass`.
+        seed: of these orders: pass p draws from `np.random.default_rng([seed, p])`.
         drop_last: leave out the last batch of a pass if it is smaller.
         initial_epoch: the epoch to begin with.
         steps_per_epoch: batches an epoch; an epoch then begins where the one before it ended, also within a pass.
             None: one pass an epoch.
         share: pair (i, n): of each batch give the i-th of n equal parts, from 0, to the i-th of n processes. B is the
             size of the whole batch, which has to be a multiple of n; incomplete ones are left out.
+        blocks: integer array (N,), equal for images that are read together; `ImageDataset.blocks`. For windows.
+        shards: S: each batch is made of S equal parts, each from its own part of the blocks. Where S is a multiple of
+            n, the i-th of n processes reads only its own blocks; with 1 it decodes its own images but reads as many
+            blocks as all. The order depends on S, never on n.
+        read_ahead: batches that a thread makes ahead of the one asked for. None: 2 where images are decoded when they
+            are asked for, else 0.
 
     Each item is images (B, ...), or a tuple of images and labels (B,).
 
     Attributes:
-        seconds: Time that all items so far took to make.
+        seconds: Time that was waited for all items so far.
+        images_per_second: How many images a second reading and decoding has made so far, waited for or not; NaN before
+            the first.
 
     Raises:
-        ValueError: lengths that differ, a batch size below 1, not a multiple of n or, with `drop_last`, above N.
+        ValueError: lengths that differ, a batch size below 1, not a multiple of n or S or, with `drop_last`, above N, a
+            window of one image.
 
     Example:
 
@@ -58,10 +74,14 @@ class Batches(keras.utils.PyDataset):
         initial_epoch=0,
         steps_per_epoch=None,
         share=(0, 1),
+        blocks=None,
+        shards=1,
+        read_ahead=None,
     ):
         super().__init__(workers=1, use_multiprocessing=False)
-        if labels is not None and len(labels) != len(images):
-            raise ValueError(f"`labels` should be one an image. Received: {len(labels)} for {len(images)} images.")
+        for name, values in {"labels": labels, "blocks": blocks}.items():
+            if values is not None and len(values) != len(images):
+                raise ValueError(f"`{name}` should be one an image. Received: {len(values)} for {len(images)} images.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"`batch_size` should be a positive integer. Received: {batch_size!r}.")
         index, parts = share
@@ -70,24 +90,40 @@ class Batches(keras.utils.PyDataset):
                 "`share` should be a pair (i, n), 0 <= i < n, where n divides the batch size. Received: "
                 f"{share!r} for batch_size={batch_size}."
             )
-        drop_last = drop_last or parts > 1
+        check_order(shuffle, shards, batch_size)
+        drop_last = drop_last or parts > 1 or shards > 1
         if len(images) < (batch_size if drop_last else 1):
             raise ValueError(
                 f"`batch_size` should be at most the number of images when incomplete batches are dropped. Received: "
                 f"batch_size={batch_size} for {len(images)} images."
             )
+        if shuffle is True and getattr(images, "by_blocks", False):
+            warnings.warn(
+                "`shuffle` should be a number of images, such as 8192, for Parquet files that do not fit in memory: "
+                "row groups then come in a new order each pass, and images within windows of that many. Received: "
+                "True, for which a whole row group is read for nearly every image.",
+                stacklevel=2,
+            )
         self.images, self.labels, self.batch_size = images, labels, int(batch_size)
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
         self.steps_per_epoch, self.share = steps_per_epoch, (int(index), int(parts))
+        self.blocks, self.shards, self.read_ahead = blocks, int(shards), read_ahead
         self.epoch = initial_epoch
-        self._order = (None, None)  # the latest pass and its permutation
+        self._order = (None, None)  # the latest pass and its order
         self._served = None  # numbers asked for in the epoch that Keras has begun
-        self.seconds = 0.0
+        self.seconds, self._made, self._making = 0.0, 0, 0.0
+        ahead = _AHEAD * (not isinstance(images, np.ndarray)) if read_ahead is None else read_ahead
+        self._timed_ahead = Ahead(self._timed, self._following, ahead) if ahead else self._timed
 
     @property
     def batches_per_pass(self):
         """Batches it takes to see every image once."""
         return len(self.images) // self.batch_size if self.drop_last else -(-len(self.images) // self.batch_size)
+
+    @property
+    def images_per_second(self):
+        """Images that reading and decoding has made a second so far."""
+        return self._made / self._making if self._making else float("nan")
 
     def __len__(self):
         return self.steps_per_epoch or self.batches_per_pass
@@ -99,26 +135,39 @@ class Batches(keras.utils.PyDataset):
             self._served.add(number)
         began = time.monotonic()
         try:
-            return self.batch(self.epoch, number)
+            return self._timed_ahead((self.epoch, number))
         finally:
             self.seconds += time.monotonic() - began
+
+    def _timed(self, key):
+        began = time.monotonic()
+        batch = self.batch(*key)
+        self._making += time.monotonic() - began
+        self._made += len(batch if self.labels is None else batch[0])
+        return batch
+
+    def _following(self, key):
+        """(epoch, number) of the batch that `fit` asks for next."""
+        epoch, number = key
+        return (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
 
     def batch(self, epoch, number):
         """Batch `number` of `epoch`, whatever was asked for before."""
         pass_number, position = divmod(epoch * len(self) + number, self.batches_per_pass)
+        size = self.batch_size // self.shards  # images of each shard
+        indices = self._shards(pass_number)[:, position * size : (position + 1) * size].reshape(-1)  # (B,)
         index, parts = self.share
-        size = self.batch_size // parts
-        first = position * self.batch_size + index * size
-        indices = self._indices(pass_number)[first : first + size]
+        if parts > 1:
+            indices = np.split(indices, parts)[index]
         images = self.images[indices]
         return images if self.labels is None else (images, self.labels[indices])
 
-    def _indices(self, pass_number):
-        if not self.shuffle:
-            return np.arange(len(self.images))
-        known, order = self._order  # one read: a prefetching thread may be replacing the pair
+    def _shards(self, pass_number):
+        """Indices (shards, images a shard) of a pass."""
+        known, order = self._order  # one read: a thread may be replacing the pair
         if known != pass_number:
-            order = np.random.default_rng([self.seed, pass_number]).permutation(len(self.images))
+            how = {"shuffle": self.shuffle, "blocks": self.blocks, "shards": self.shards}
+            order = order_of_pass(len(self.images), seed=self.seed, number=pass_number, **how)
             self._order = (pass_number, order)
         return order
 
@@ -133,6 +182,9 @@ class Batches(keras.utils.PyDataset):
             "initial_epoch": self.epoch,
             "steps_per_epoch": self.steps_per_epoch,
             "share": self.share,
+            "blocks": self.blocks,
+            "shards": self.shards,
+            "read_ahead": self.read_ahead,
         }
         return Batches(self.images, **same | changes)
 

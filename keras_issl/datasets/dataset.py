@@ -53,7 +53,8 @@ def load(
               images outside of them have no label. With `split`, the sub-folder of that name.
             - a Parquet file, a list or a glob of them, or a folder of them, in Hugging Face style: `image` = {bytes,
               path}, `label`, class names in the schema metadata. With `split`, the files whose names start with it.
-            - `"tfds:NAME"`: TensorFlow Datasets (TensorFlow itself is not needed).
+            - `"tfds:NAME"`: TensorFlow Datasets (TensorFlow itself is not needed); or a folder that it wrote, of
+              ArrayRecord or TFRecord files with `features.json` and `dataset_info.json` beside them.
             - `"hf:NAME"`, a `datasets.Dataset`, or a folder written by its `save_to_disk`.
             - an array (N, H, W[, 1 or 3]) in [0, 255], or a tuple (images, labels).
         split: `"train"`, `"test"`, `"valid"` (also `"validation"`, `"val"`) ..., or None.
@@ -108,8 +109,8 @@ def load(
     if len(good) == 0:
         raise broken[min(broken)]
     if not in_memory:
-        records.cache(limit_bytes)
-        images = EncodedImages(records, chosen[good], image_size, shape, workers, resize)
+        fits = records.cache(limit_bytes)
+        images = EncodedImages(records, chosen[good], image_size, shape, workers, resize, by_blocks=not fits)
     elif broken:
         images = images[good]
     skipped = [(error.where, error.reason) for _, error in sorted(broken.items())]
@@ -126,6 +127,7 @@ def load(
         class_names=records.class_names if known else None,
         name=records.name,
         skipped=skipped,
+        blocks=None if records.blocks is None else records.blocks(chosen[good]),
     )
 
 
@@ -177,6 +179,7 @@ class ImageDataset:
         class_names: tuple of names, or None.
         name: what the dataset is called.
         skipped: tuple of (place, reason) of the broken images that were left out.
+        blocks: integers (N,), equal for images that are read together, such as a row group of a Parquet file; or None.
 
     Args: the same, with `labels=None` for no labels.
 
@@ -193,13 +196,13 @@ class ImageDataset:
     ```
     """
 
-    def __init__(self, images, labels=None, *, class_names=None, name="array", skipped=()):
+    def __init__(self, images, labels=None, *, class_names=None, name="array", skipped=(), blocks=None):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"`images` should be uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}. "
                 "`datasets.load(images)` converts other arrays."
             )
-        self.images, self.name, self.skipped = images, name, tuple(skipped)
+        self.images, self.name, self.skipped, self.blocks = images, name, tuple(skipped), blocks
         self.class_names = tuple(class_names) if class_names else None
         self.labels = np.full(len(images), -1) if labels is None else check_labels(labels, len(images))
 
@@ -235,7 +238,8 @@ class ImageDataset:
     def subset(self, indices):
         """The images at `indices` (integers, a boolean mask or a slice), in that order."""
         images = self.images[indices] if self.in_memory else self.images.subset(indices)
-        return ImageDataset(images, self.labels[indices], class_names=self.class_names, name=self.name)
+        blocks = None if self.blocks is None else self.blocks[indices]
+        return ImageDataset(images, self.labels[indices], class_names=self.class_names, name=self.name, blocks=blocks)
 
     def take(self, count):
         """The first `count` images."""
@@ -278,20 +282,24 @@ class ImageDataset:
             )
         number = np.array([*map(list(class_names).index, self.class_names), -1])  # -1 stays -1
         return ImageDataset(
-            self.images, number[self.labels], class_names=class_names, name=self.name, skipped=self.skipped
+            self.images,
+            number[self.labels],
+            class_names=class_names,
+            name=self.name,
+            skipped=self.skipped,
+            blocks=self.blocks,
         )
 
-    def batches(self, batch_size, *, shuffle=True, seed=0, drop_last=False, labels=True, initial_epoch=0):
-        """`Batches` of images, or of (images, labels) where there are labels and `labels` is True."""
-        return Batches(
-            self.images,
-            self.labels if labels and self.has_labels else None,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            initial_epoch=initial_epoch,
-        )
+    def batches(self, batch_size, *, labels=True, **options):
+        """`Batches` of images, or of (images, labels) where there are labels and `labels` is True.
+
+        Args:
+            batch_size: images a batch.
+            labels: whether batches hold labels.
+            **options: `shuffle`, `seed`, `drop_last`, `initial_epoch`, `shards` and others of `Batches`.
+        """
+        known = self.labels if labels and self.has_labels else None
+        return Batches(self.images, known, batch_size=batch_size, blocks=self.blocks, **options)
 
 
 def fingerprint(images, labels=None):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageOps
 
-_CHUNK = 64  # images a task: enough that the pool's own cost vanishes, few enough that progress moves
+_CHUNK = 64  # images a task at most: enough that the pool's own cost vanishes, few enough that progress moves
 
 
 def decode_image(source, image_size=None, resize=None):
@@ -122,14 +122,20 @@ class BrokenImage(ValueError):
 
 
 class EncodedImages:
-    """Images that do not fit in memory: looks like a uint8 array (N, H, W, 3), decodes what is indexed, in parallel."""
+    """Images that do not fit in memory: looks like a uint8 array (N, H, W, 3), decodes what is indexed, in parallel.
+
+    Attributes:
+        by_blocks: whether an image is read with all of its block, and more blocks than memory holds: images far from
+            each other are then slow to read.
+    """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, records, indices, image_size, shape, workers, resize=None):
+    def __init__(self, records, indices, image_size, shape, workers, resize=None, by_blocks=False):
         self._records, self._indices = records, np.asarray(indices)
         self._image_size, self._resize, self._shape, self._workers = image_size, resize, tuple(shape), workers
+        self.by_blocks = by_blocks
 
     @property
     def shape(self):
@@ -141,7 +147,8 @@ class EncodedImages:
     def subset(self, indices):
         """The images at `indices`, still encoded."""
         chosen = self._indices[indices]
-        return EncodedImages(self._records, chosen, self._image_size, self._shape, self._workers, self._resize)
+        how = (self._image_size, self._shape, self._workers, self._resize, self.by_blocks)
+        return EncodedImages(self._records, chosen, *how)
 
     def __getitem__(self, indices):
         chosen = self._indices[indices]
@@ -156,9 +163,10 @@ def decode_records(
 ):
     """Decodes the records at `indices` into `out` (None: only checks them); returns `{position: BrokenImage}`."""
     broken = {}
+    chunk = min(_CHUNK, -(-len(indices) // (4 * workers)))  # of a batch too every worker gets some
 
     def decode(start):
-        for position in range(start, min(start + _CHUNK, len(indices))):
+        for position in range(start, min(start + chunk, len(indices))):
             try:
                 image = decode_record(records, indices[position], image_size, shape, resize)
             except BrokenImage as error:
@@ -169,15 +177,15 @@ def decode_records(
                 if out is not None:
                     out[position] = image
 
-    starts = range(0, len(indices), _CHUNK)
+    starts = range(0, len(indices), max(1, chunk))
     if workers == 1 or len(starts) == 1:
         for start in starts:
             decode(start)
-            progress(min(start + _CHUNK, len(indices)))
+            progress(min(start + chunk, len(indices)))
         return broken
     with ThreadPoolExecutor(workers) as pool:  # Pillow decodes outside the interpreter lock
         for start, _ in zip(starts, pool.map(decode, starts), strict=True):
-            progress(min(start + _CHUNK, len(indices)))
+            progress(min(start + chunk, len(indices)))
     return broken
 
 

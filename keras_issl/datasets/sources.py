@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_issl.datasets.images import as_images, check_range
 from keras_issl.datasets.labels import check_labels, label_numbers, stratified
+from keras_issl.datasets.tfrecords import TFRecords
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SPLITS = {"train": ("train", "training"), "valid": ("valid", "validation", "val", "dev"), "test": ("test", "testing")}
@@ -33,7 +34,9 @@ class Records:
         where: from an index to the place of that image, for messages.
         labels: int64 (N,), -1 where there is none; or None.
         class_names: one name a class; or None.
-        cache: told how many bytes of encoded images it may keep, when images will be decoded on the fly.
+        cache: told how many bytes of encoded images it may keep, when images will be decoded on the fly; returns
+            whether that is enough to read each image without reading others again.
+        blocks: from indices to integers that are equal where images are read together; None where each is read alone.
     """
 
     name: str
@@ -42,7 +45,8 @@ class Records:
     where: Callable
     labels: np.ndarray | None = None
     class_names: tuple | None = None
-    cache: Callable = lambda budget: None
+    cache: Callable = lambda budget: True
+    blocks: Callable | None = None
 
 
 class UnknownSplit(ValueError):
@@ -55,7 +59,7 @@ def find_records(source, split, image_column, label_column):
     if isinstance(source, str) and source == "digits":
         return _digits(split)
     if isinstance(source, str) and source.startswith("tfds:"):
-        return _tfds(source[5:], split, *columns)
+        return _tfds_name(source[5:], split, *columns)
     if isinstance(source, str) and source.startswith("hf:"):
         return _hugging_face_name(source[3:], split, *columns)
     if hasattr(source, "column_names"):
@@ -90,7 +94,10 @@ def find_records(source, split, image_column, label_column):
 
 
 def _directory(path, split, image_column, label_column):
-    """A folder is what lies in it: a saved `datasets` object, Parquet files, or images."""
+    """A folder is what lies in it: a saved `datasets` object, what TFDS wrote, Parquet files, or images."""
+    if (path / "features.json").exists() and (path / "dataset_info.json").exists():
+        tfds = _tensorflow_datasets()
+        return _tfds(tfds, tfds.builder_from_directory(path), split, image_column, label_column)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _hugging_face_name(str(path), split, image_column, label_column)
     parquet = list(path.rglob("*.parquet"))
@@ -159,24 +166,35 @@ class _ParquetRows:
     def __init__(self, parquet, files, column):
         self._parquet, self._column, self._lock = parquet, column, threading.Lock()
         self._groups = []  # (file, row group)
-        sizes = []
+        sizes, self._bytes = [], 0
         for file in files:
             metadata = parquet.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                self._groups.append((file, group))
-                sizes.append(metadata.row_group(group).num_rows)
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                columns = map(group.column, range(group.num_columns))
+                self._bytes += sum(
+                    c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == column
+                )
+                self._groups.append((file, number))
+                sizes.append(group.num_rows)
         self._starts = np.cumsum([0, *sizes])
-        self._kept, self._budget = collections.OrderedDict(), 0  # at least two groups are kept: threads straddle one
+        self._kept, self._held = collections.OrderedDict(), 0  # what is kept, and its bytes
+        self._budget = 0
 
     def __len__(self):
         return int(self._starts[-1])
 
     def cache(self, budget):
         self._budget = budget
+        return self._bytes <= budget
 
     def _locate(self, index):
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return number, int(index - self._starts[number])
+
+    def blocks(self, indices):
+        """The row group of each image, numbered over all files."""
+        return (np.searchsorted(self._starts, indices, side="right") - 1).astype(np.int32)
 
     def where(self, index):
         number, row = self._locate(index)
@@ -191,9 +209,10 @@ class _ParquetRows:
                 file, group = self._groups[number]
                 with self._parquet.ParquetFile(file) as opened:
                     column = opened.read_row_group(group, columns=[self._column]).column(0)
+                self._held += column.nbytes
             self._kept[number] = column
-            while len(self._kept) > 2 and sum(kept.nbytes for kept in self._kept.values()) > self._budget:
-                self._kept.popitem(last=False)
+            while len(self._kept) > 2 and self._held > self._budget:  # two at least: threads straddle one
+                self._held -= self._kept.popitem(last=False)[1].nbytes
         value = column[row].as_py()
         if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
             return Path(self._groups[number][0]).parent / value["path"]
@@ -217,7 +236,7 @@ def _parquet(files, split, name, image_column, label_column, *, listed=False):
         labels, class_names = label_numbers(list(itertools.chain.from_iterable(columns)), named.pop())
     rows = _ParquetRows(parquet, files, image_column)
     name = name if split is None else f"{name}/{_canonical(split)}"
-    return Records(name, len(rows), rows, rows.where, labels, class_names, rows.cache)
+    return Records(name, len(rows), rows, rows.where, labels, class_names, rows.cache, rows.blocks)
 
 
 def _hugging_face_features(metadata):
@@ -291,24 +310,44 @@ def _hugging_face_name(name, split, image_column, label_column):
     return _hugging_face(dataset, split, Path(name).name, image_column, label_column)
 
 
-def _tfds(name, split, image_column, label_column):
+def _tensorflow_datasets():
+    return _optional("tensorflow_datasets", "tensorflow-datasets", 'pip install "keras_issl[data]"')
+
+
+def _tfds_name(name, split, image_column, label_column):
     """A TensorFlow Datasets name; its random-access format needs no TensorFlow."""
-    tfds = _optional("tensorflow_datasets", "tensorflow-datasets", 'pip install "keras_issl[data]"')
+    tfds = _tensorflow_datasets()
     builder = tfds.builder(name, file_format="array_record")
     builder.download_and_prepare()
+    return _tfds(tfds, builder, split, image_column, label_column)
+
+
+def _tfds(tfds, builder, split, image_column, label_column):
+    """What TensorFlow Datasets wrote: ArrayRecord or TFRecord files, with features.json beside them."""
     split = split if split and "[" in split else _known_split(split, list(builder.info.splits))
-    features = builder.info.features
+    features, name = builder.info.features, f"{builder.info.name}/{split}"
     image_column = _column(list(features), image_column, ("image", "img"), "image_column", name)
     label_column = _column(list(features), label_column, ("label", "labels"), None, name)
-    images = builder.as_data_source(split, decoders={image_column: tfds.decode.SkipDecoding()})
+    decoders = {image_column: tfds.decode.SkipDecoding()}  # decoding is ours
+    if builder.info.file_format.value == "tfrecord":
+        files = builder.info.splits[split].file_instructions
+        records = TFRecords([(file.filename, file.skip, file.take) for file in files])
+        where = records.where
+
+        def example(i):
+            return features.deserialize_example_np(records[i], decoders=decoders)
+    else:
+        records = builder.as_data_source(split, decoders=decoders)
+        example = records.__getitem__
+
+        def where(i):
+            return f"{name}, example {i}"
+
     labels, class_names = None, None
     if label_column:
         names = getattr(features[label_column], "names", None) or ()
-        labels, class_names = label_numbers([int(row[label_column]) for row in images], names)  # images stay encoded
-    name = f"{builder.info.name}/{split}"
-    return Records(
-        name, len(images), lambda i: images[i][image_column], lambda i: f"{name}, example {i}", labels, class_names
-    )
+        labels, class_names = label_numbers([int(example(i)[label_column]) for i in range(len(records))], names)
+    return Records(name, len(records), lambda i: example(i)[image_column], where, labels, class_names)
 
 
 def _known_split(split, known):

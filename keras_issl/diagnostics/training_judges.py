@@ -208,6 +208,8 @@ def slow_input(run):
     held = run.held(run["input_share"] > WAITING, "input_share")
     speed = run.tail("images_per_second")
     images = f"; {speed:,.0f} images a second" if math.isfinite(speed) else ""
+    if math.isfinite(delivered := run.tail("input_images_per_second")):
+        images += f", and reading and decoding delivers {delivered:,.0f}"
     yield from state(
         run,
         held,
@@ -215,6 +217,5 @@ def slow_input(run):
         "warning",
         "Slow input: the device waits for images",
         f"Loading takes {percent(run.tail('input_share'))} of the wall time (mean of the last {TAIL} rows){images}.",
-        "Keep the decoded images in memory (`memory_limit`); more workers and more prefetched batches; store smaller "
-        "images.",
+        "Keep the decoded images in memory (`memory_limit`); store smaller images; more cores. docs/input.md.",
     )

@@ -38,8 +38,9 @@ class Feeding:
         whole = self.objective.needs_batch_statistics or parts > 1
         if isinstance(x, tuple) and y is None and 1 <= len(x) <= 2:
             x, y = x[0], x[1] if len(x) == 2 else None
+        blocks = None
         if isinstance(x, datasets.ImageDataset):
-            images, y = x.images, x.labels if x.has_labels else None
+            images, y, blocks = x.images, x.labels if x.has_labels else None, x.blocks
         elif is_array(x):
             images = datasets.as_images(x, self._channels())
             datasets.check_range(images)
@@ -61,7 +62,7 @@ class Feeding:
         self._check_batch_size(size)
         if whole and size <= count and count % size:
             self._say_drop(f"{count % size} images of the incomplete last batch")
-        order = {"shuffle": bool(shuffle), "seed": self.seed, "steps_per_epoch": steps}
+        order = {"shuffle": shuffle, "seed": self.seed, "steps_per_epoch": steps, "blocks": blocks}
         order["share"] = distribution.share_of_process()
         return datasets.Batches(images, labels, batch_size=size, drop_last=whole, **order), None
 

@@ -51,6 +51,8 @@ class Recipe:
         preprocessing: How images are to be shown when the encoder is evaluated, as a preset records it, such as
             `{"resize": 256, "crop": 224}`; `None`: as they are, at the size of the views.
         note: What the sources leave open, in a sentence.
+        shuffle_window: Images among which they are shuffled, where files are read block by block; see
+            `datasets.order_of_pass`. `None`: among all.
         smoke: Whether `smoke` shrunk it: such a run shows that everything works, and its figures mean nothing.
 
     Raises:
@@ -86,6 +88,7 @@ class Recipe:
     image_size: int | None = None
     preprocessing: dict | None = None
     note: str = ""
+    shuffle_window: int | None = None
     smoke: bool = False
 
     def __post_init__(self):
@@ -97,7 +100,7 @@ class Recipe:
             if getattr(self, name) not in known:
                 hint = nearest(getattr(self, name), known)
                 raise ValueError(f"`{name}` should be one of {sorted(known)}. Received: {getattr(self, name)!r}.{hint}")
-        for name in ("epochs", "batch_size", "learning_rate", "clip_value", "image_size"):
+        for name in ("epochs", "batch_size", "learning_rate", "clip_value", "image_size", "shuffle_window"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` should be above 0. Received: {value}")

@@ -42,6 +42,7 @@ TITLES = {  # column -> what it is called
     "online_loss": "online probe's loss",
     "images_per_second": "images a second",
     "input_share": "share of the time that loading takes",
+    "input_images_per_second": "images a second that loading delivers",
 }
 
 
@@ -150,6 +151,13 @@ THROUGHPUT = (
         "Where this is high, the device waits for images.",
         zero=True,
         percent=True,
+    ),
+    Panel(
+        "what loading delivers",
+        "images a second",
+        ("input_images_per_second",),
+        "Images that are read and decoded a second, waited for or not. Training cannot be faster.",
+        zero=True,
     ),
 )
 PANELS = (*CURVES, *REPRESENTATION, *THROUGHPUT)

@@ -160,6 +160,7 @@ def pretrain(
                         batch_size=min(recipe.batch_size, len(data)),
                         epochs=recipe.epochs,
                         initial_epoch=start,
+                        shuffle=recipe.shuffle_window or True,
                         callbacks=[*watching, *tools.callbacks],
                         verbose=0,
                     )
@@ -238,7 +239,8 @@ def _train_along(recipe, data, folder, online_probe):
     if start < recipe.epochs:
         try:
             size = min(recipe.batch_size, len(data))
-            model.fit(data, batch_size=size, epochs=recipe.epochs, initial_epoch=start, callbacks=[stop], verbose=0)
+            order = {"shuffle": recipe.shuffle_window or True, "batch_size": size, "initial_epoch": start}
+            model.fit(data, epochs=recipe.epochs, callbacks=[stop], verbose=0, **order)
         finally:
             stop.restore()
     return Result(model, folder, {}, recipe.epochs, stop.received, time.monotonic() - began)
