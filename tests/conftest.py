@@ -1,5 +1,6 @@
 """One backend a run: ``KERAS_BACKEND=torch pytest``. Nothing here is shared between rooms but that."""
 
+import gc
 import os
 import tempfile
 
@@ -22,6 +23,17 @@ import numpy as np
 import pytest
 
 import keras_issl  # noqa: F401  chooses the backend before any test imports Keras
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # Each of hundreds of small graphs is rewritten before it runs a few times; processes that tests start do so still.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # a million objects of imported packages, which each collection would look through again
 
 
 def pytest_collection_modifyitems(items):

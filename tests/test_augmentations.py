@@ -52,6 +52,7 @@ def ks_distance(a, b):
 BOXES = {"top": [0, 7, 13], "left": [5, 0, 11], "height": [61, 17, 31], "width": [42, 23, 9]}
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(32, 32), (7, 11), (96, 80)])
 def test_crop_and_resize_is_pillows(size, interpolation):
@@ -347,6 +348,7 @@ def test_flipped_and_gray_views_are_what_they_say():
     np.testing.assert_allclose(array(gray), array(A.to_grayscale(images)), atol=1e-3)
 
 
+@pytest.mark.backend_independent
 def test_jitter_factors_are_uniform():
     """A uniform gray image has neither contrast nor saturation: its level is the brightness factor."""
     images = np.full((4000, 4, 4, 3), 100.0, "float32")
@@ -368,6 +370,7 @@ def fixed_draws(layer, count, **chosen):
     return ops.convert_to_tensor(draws)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("hue", [0.0, 0.3])
 def test_all_24_orders_occur_and_each_is_its_sequence(rng, hue):
     images = np.repeat(rng.uniform(0, 255, (1, 6, 6, 3)), 24, axis=0)  # clipped by every operation
@@ -392,6 +395,7 @@ def test_all_24_orders_occur_and_each_is_its_sequence(rng, hue):
     assert len(distinct) == (24 if hue else 6)
 
 
+@pytest.mark.backend_independent
 def test_orders_are_uniform(rng):
     layer = A.SimCLR(6, **{**PLAIN, "jitter": 0.8, "hue": 0.3})
     count, image = 2400, rng.uniform(0, 255, (1, 6, 6, 3))
@@ -404,6 +408,7 @@ def test_orders_are_uniform(rng):
     assert ((counts - 100) ** 2 / 100).sum() < 49.7  # chi-squared, 23 degrees of freedom, p = 0.001
 
 
+@pytest.mark.backend_independent
 def test_blurred_views_have_their_own_sigma():
     images = many(400)
     (view,) = A.SimCLR(8, **{**PLAIN, "blur": 1.0, "blur_kernel": 7, "blur_sigma": (0.5, 2.0)}, num_views=1)(images)

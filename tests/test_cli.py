@@ -35,6 +35,7 @@ def run(capsys, *arguments):
     return status, said.out, said.err
 
 
+@pytest.mark.backend_independent
 def test_presets_are_listed_and_shown(here, capsys):
     status, out, _ = run(capsys, "presets")
     assert status == 0 and out.count("resnet50") == 20 and "release file" in out and "audit is their" in out
@@ -76,6 +77,7 @@ def test_a_checkpoint_becomes_a_preset_features_and_a_checkpoint(here, capsys):
     assert status == 2 and "should not exist yet" in err
 
 
+@pytest.mark.backend_independent
 def test_a_small_image_preset_knows_its_size(here, capsys):
     conversion.save_checkpoint(keras_issl.encoders.ResNet(18, width=4, image_size=32), "tiny.pth")
     status, _, err = run(capsys, "convert", "tiny.pth", "tiny")
@@ -85,6 +87,7 @@ def test_a_small_image_preset_knows_its_size(here, capsys):
     assert status == 0 and "3 images 32x32x3" in out
 
 
+@pytest.mark.backend_independent
 def test_neighbours_are_drawn(here, capsys):
     assert run(capsys, "convert", "small.pth", "mine")[0] == 0
     status, out, _ = run(capsys, "neighbours", "mine", "photos", "pictures/near.png")

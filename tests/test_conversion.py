@@ -70,6 +70,7 @@ def released(request, tmp_path_factory):
     return SimpleNamespace(path=path, images=images, expected=expected, dim=RELEASED[request.param])
 
 
+@pytest.mark.backend_independent
 def test_released_shapes_equal_torch(released):
     encoder = loaded(released.path)
     assert encoders.feature_dim(encoder) == released.dim
@@ -78,6 +79,7 @@ def test_released_shapes_equal_torch(released):
         assert difference(features(encoder, released.images[size]), expected) < 1e-5, size
 
 
+@pytest.mark.backend_independent
 def test_released_shapes_in_bfloat16_point_the_same_way(released):
     expected = released.expected["odd"]
     encoder = loaded(released.path, dtype="mixed_bfloat16")

@@ -19,10 +19,9 @@ MODULES = sorted(
     if module.name not in ("keras_issl.cli.__main__", "keras_issl._backend", "keras_issl.probes.scikit_learn")
 )
 ROOT = Path(__file__).parent.parent
-ONCE = {"collapse.md"}  # a minute of training runs: on TensorFlow alone
 ELSEWHERE = {"distribution.md"}  # each snippet on its engine: test_many_devices.py
 PAGES = [
-    pytest.param(page, marks=[pytest.mark.backend_independent] if page.name in ONCE else [], id=page.name)
+    pytest.param(page, marks=[] if page.name == "README.md" else [pytest.mark.backend_independent], id=page.name)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     if page.name not in ELSEWHERE
 ]
@@ -49,6 +48,7 @@ def known():
     return names | {"views": keras_issl.features.Views(rng.normal(size=(4, 64, 8)), labels[:64])}
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.filterwarnings("ignore:.*incomplete last batch")
 def test_docstring_examples_run(name, known, tmp_path, monkeypatch):

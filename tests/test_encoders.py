@@ -165,6 +165,7 @@ def test_training_mode_equals_torch_but_for_its_unbiased_variance(rng):
         np.testing.assert_allclose(array(layer.moving_variance), biased, rtol=1e-5)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     ("variant", "weights"),  # torchvision's published counts less those of its classifier of 1000 classes
     [
@@ -197,6 +198,7 @@ def test_feature_dim_of_the_last_stage_adds_nothing():
     assert ResNet(18, feature_dim=512).count_params() == ResNet(18).count_params()
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     ("stem", "layer", "std"),
     [

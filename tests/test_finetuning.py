@@ -58,6 +58,7 @@ def trained(model, x, y, *, steps=3, rate=0.1):
 # Training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.backend_independent
 def test_learns_digits_end_to_end():
     train, test = (datasets.load("digits", split=split) for split in ("train", "test"))
     encoder = ResNet(blocks=(1, 1), width=16, image_size=8, stem="cifar")

@@ -98,6 +98,7 @@ def test_a_builtin_name_wins_over_a_folder_unless_it_is_written_as_a_path(home, 
         keras_issl.from_preset(NAME)
 
 
+@pytest.mark.backend_independent
 # ---------------------------------------------------------------------- download, conversion, cache
 def test_a_release_file_is_fetched_once_converted_once_and_kept(server, home, released, monkeypatch):
     content, features = released

@@ -23,9 +23,9 @@ def small_encoder():
     return encoders.ResNet(blocks=(1,), width=8, image_size=12, stem="cifar")
 
 
-def make(objective=None, augmentation="simclr", **kwargs):
-    if augmentation == "simclr":
-        augmentation = augmentations.SimCLR(12, preset="cifar10", seed=0)
+def make(objective=None, augmentation="affine", **kwargs):
+    if augmentation == "affine":  # random, and traced in half the time of the colours
+        augmentation = augmentations.Affine(12, seed=0)
     objective = objective or objectives.DISSL(num_classes=12, teacher_hidden=(16,), bottleneck=8)
     model = Pretrainer(small_encoder(), objective, augmentation, **kwargs)
     model.compile(keras.optimizers.SGD(0.05))
@@ -43,8 +43,8 @@ def fitted(model, *args, **kwargs):
 # ---------------------------------------------------------------------- one step, three backends
 @pytest.fixture(scope="module")
 def another_backend(tmp_path_factory):
-    """A folder with the weights of every objective after three steps on the next backend: three runs a circle."""
-    other = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}[BACKEND]
+    """A folder with the weights of every objective after three steps on another backend."""
+    other = {"tensorflow": "jax", "torch": "tensorflow"}[BACKEND]
     folder = tmp_path_factory.mktemp(other)
     command = [sys.executable, Path(one_step.__file__), folder]
     result = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": other}, capture_output=True, text=True)
@@ -52,6 +52,7 @@ def another_backend(tmp_path_factory):
     return folder
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="TensorFlow is compared with JAX, and PyTorch with TensorFlow")
 @pytest.mark.parametrize("objective", members.SMALL)
 def test_weights_after_three_steps_equal_another_backend(objective, another_backend):
     theirs, ours = np.load(another_backend / f"{objective}.npz"), one_step.step(objective)

@@ -95,6 +95,7 @@ def test_config_is_the_recorded_one(name):
     assert set(recorded) == {"config.json"} | weights
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("width", [2048, 4096, 8192])
 def test_configs_build_the_released_architectures(width):
     same = [name for name, row in ROWS.items() if int(row[0]) == width]

@@ -94,11 +94,11 @@ def wait_for(condition, seconds=120):
 
 def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
     """A real Ctrl-C in a real process; the resumed run equals the uninterrupted one, bit for bit."""
-    recipe = tiny(epochs=40)
+    recipe = tiny(epochs=20)
     whole = runs.pretrain(recipe, DIGITS, tmp_path / "whole", verbose=False)
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_runs as t;"
-        "r = t.runs.pretrain(t.tiny(epochs=40), t.DIGITS, sys.argv[1], verbose=False,"
+        "r = t.runs.pretrain(t.tiny(epochs=20), t.DIGITS, sys.argv[1], verbose=False,"
         "resume=len(sys.argv) > 3); print(r.finished_epochs, r.stopped_by)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "part"), os.path.dirname(__file__)]
@@ -107,10 +107,10 @@ def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     finished, stopped_by = said.split()
-    assert stopped_by == "SIGINT" and 0 < int(finished) < 40
+    assert stopped_by == "SIGINT" and 0 < int(finished) < 20
     assert keras_issl.from_preset(tmp_path / "part").output_shape == (None, 8)
     resumed = subprocess.run([*command, "resume"], capture_output=True, text=True, check=True)
-    assert resumed.stdout.split() == ["40", "None"]
+    assert resumed.stdout.split() == ["20", "None"]
     part = keras_issl.from_preset(tmp_path / "part")
     for a, b in zip(part.weights, whole.model.encoder.weights, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
@@ -118,6 +118,7 @@ def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
     assert history == whole.history
 
 
+@pytest.mark.backend_independent
 def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_it(tmp_path):
     folder = tmp_path / "run"
     code = (
@@ -136,6 +137,7 @@ def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_it(tmp_path):
         pass
 
 
+@pytest.mark.backend_independent
 def test_occupied_folders_are_refused_and_kept(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for resume, words in ((False, "should be a new folder"), (True, "holds no run")):
@@ -146,6 +148,7 @@ def test_occupied_folders_are_refused_and_kept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.backend_independent
 def test_a_recipe_that_cannot_be_built_leaves_the_folder_free(tmp_path):
     broken = tiny("simclr", objective_args={"output_dim": 0})
     for _ in range(2):
@@ -154,6 +157,7 @@ def test_a_recipe_that_cannot_be_built_leaves_the_folder_free(tmp_path):
     runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", verbose=False)
 
 
+@pytest.mark.backend_independent
 def test_a_run_that_fit_refuses_leaves_the_folder_as_it_was(tmp_path):
     """SimCLR takes no small crops, which shows in its first step; the right recipe then finds the folder free."""
     crops = {"augmentation": "multi_crop", "augmentation_args": {"size": 8, "small_size": 4, "num_small": 2}}
@@ -183,6 +187,7 @@ def test_a_run_that_fails_after_a_step_keeps_everything(tmp_path):
         runs.pretrain(diverges, DIGITS, tmp_path / "run", verbose=False)
 
 
+@pytest.mark.backend_independent
 def test_resuming_with_another_recipe_or_other_data_is_refused(tmp_path):
     runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", verbose=False)
     before = (tmp_path / "run" / "preset" / "model.weights.h5").read_bytes()
@@ -199,6 +204,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run():
         model.fit(DIGITS, batch_size=32, epochs=20, verbose=0)
 
 
+@pytest.mark.backend_independent
 def test_comparison_resumes_and_prints_one_table(tmp_path):
     train, test = datasets.load("digits", split="train").take(200), datasets.load("digits", split="test").take(100)
     said = []
@@ -253,6 +259,7 @@ def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path
     assert "should not exist yet" in capsys.readouterr().err
 
 
+@pytest.mark.backend_independent
 def test_a_plain_folder_needs_no_splits(photographs, tmp_path, capsys, monkeypatch):
     """Images in class folders, or in no folders at all: the case that most users begin with."""
     monkeypatch.chdir(tmp_path)
@@ -270,6 +277,7 @@ def test_a_plain_folder_needs_no_splits(photographs, tmp_path, capsys, monkeypat
     assert "a stratified fifth, 13 images, is held out as test" in capsys.readouterr().out
 
 
+@pytest.mark.backend_independent
 def test_test_labels_are_numbered_as_in_training():
     images = np.zeros((4, 4, 4, 3), "uint8")
     test = datasets.ImageDataset(images, np.array([0, 1, 1, -1]), class_names=("ant", "cat"))
@@ -278,6 +286,7 @@ def test_test_labels_are_numbered_as_in_training():
         test.with_classes(("ant", "bee"))
 
 
+@pytest.mark.backend_independent
 def test_broken_images_are_named_and_skipped_on_request(photographs, tmp_path, capsys):
     (photographs / "train" / "odd" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
     options = ["--epochs", "1", "--batch-size", "32", "--num-classes", "16", "--image-size", "16"]
@@ -289,6 +298,7 @@ def test_broken_images_are_named_and_skipped_on_request(photographs, tmp_path, c
     assert "1 skipped" in capsys.readouterr().out
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -138,6 +138,7 @@ def test_mlp_solves_what_no_line_can():
     assert MLPProbe((32, 32), [1e-2], epochs=40, batch_size=64).fit(*train).score(*test) > 0.92
 
 
+@numpy_only
 def test_mlp_beats_the_line_on_pixels(digits):
     x, y = digits
     linear = LinearProbe([10.0]).fit(x[:600], y[:600]).score(x[600:], y[600:])
