@@ -24,12 +24,6 @@ import pytest
 
 import keras_issl  # noqa: F401  chooses the backend before any test imports Keras
 
-if keras.config.backend() == "tensorflow":
-    import tensorflow as tf
-
-    # Each of hundreds of small graphs is rewritten before it runs a few times; processes that tests start do so still.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
 
 def pytest_collection_finish():
     gc.collect()
@@ -42,6 +36,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("backend_independent"):
                 item.add_marker(once)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clean_memory():
+    """Models are circles of references: without this those of hundreds of tests would pile up to gigabytes."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -39,6 +39,57 @@ CASES = {
 }
 
 
+def timed(watching, hears=lambda epoch: True):
+    """A callback that hands its hooks on to others and adds up the seconds that they take.
+
+    Args:
+        watching: The other callbacks.
+        hears: Whether they hear of an epoch; the hooks at the ends of a fit they hear in any case.
+    """
+    import keras
+
+    class Timed(keras.callbacks.Callback):
+        inside, epoch = 0.0, 0
+
+        def set_params(self, params):
+            super().set_params(params)
+            for callback in watching:
+                callback.set_params(params)
+
+        def set_model(self, model):
+            super().set_model(model)
+            for callback in watching:
+                callback.set_model(model)
+
+        def hand(self, name, *arguments, always=False):
+            if always or hears(self.epoch):
+                began = time.perf_counter()
+                for callback in watching:
+                    getattr(callback, name)(*arguments)
+                self.inside += time.perf_counter() - began
+
+        def on_train_begin(self, logs=None):
+            self.hand("on_train_begin", logs, always=True)
+
+        def on_train_end(self, logs=None):
+            self.hand("on_train_end", logs, always=True)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+            self.hand("on_epoch_begin", epoch, logs)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.hand("on_epoch_end", epoch, logs)
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.hand("on_train_batch_begin", batch, logs)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.hand("on_train_batch_end", batch, logs)
+
+    return Timed()
+
+
 class Fits:
     """The run of a case, with and without what it records.
 
@@ -69,14 +120,14 @@ class Fits:
         self.facts = {"steps": count // batch * self.recipe.epochs, "batch": batch, "look": look}
 
     def fit(self, who, epochs=None):
-        """Seconds of one fit and of all cores in it; of the recorder's first look, and of all its work (0 without)."""
+        """Seconds of one fit and of all cores in it; of the recorder's first look, and inside all that records."""
         import keras
 
         from keras_issl import callbacks
         from keras_issl.pretraining import pretrainer
 
         name = who if who in self.models else "plain"
-        model, recorder, looks, watching = self.models[name], None, [], []
+        model, recorder, looks, watching, own = self.models[name], None, [], [], None
         self.starts[name].restore(model)
         # The same `fit` with a callback that does nothing where it puts its guard.
         guard = keras.callbacks.Callback if who == "without NaNGuard" else callbacks.NaNGuard
@@ -84,8 +135,9 @@ class Fits:
             if who == "recorded":
                 recorder = callbacks.Recorder(Path(folder) / "records.csv")
                 after = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: looks.append(recorder.seconds))
-                watching = [recorder, callbacks.CollapseGuard(recorder), callbacks.Progress(recorder, io.StringIO())]
-                watching.append(after)
+                others = [callbacks.CollapseGuard(recorder), callbacks.Progress(recorder, io.StringIO())]
+                own = timed([recorder, *others])
+                watching = [own, after]
             gc.collect()
             began, used = time.perf_counter(), time.process_time()
             model.fit(
@@ -96,8 +148,8 @@ class Fits:
                 verbose=0,
             )
             seconds, used = time.perf_counter() - began, time.process_time() - used
-        own = 0.0 if recorder is None else recorder.seconds
-        return {"seconds": seconds, "cpu": used, "look": looks[0] if looks else 0.0, "own": own}
+        inside = 0.0 if own is None else own.inside
+        return {"seconds": seconds, "cpu": used, "look": looks[0] if looks else 0.0, "inside": inside}
 
     def epochs(self, count):
         """Seconds of pairs of epochs of one fit of `count` epochs, a multiple of 4, and 4 to warm up.
@@ -116,50 +168,20 @@ class Fits:
             recorder = callbacks.Recorder(Path(folder) / "records.csv")
             watching = [recorder, callbacks.CollapseGuard(recorder), callbacks.Progress(recorder, io.StringIO())]
 
-            class Every(keras.callbacks.Callback):
-                """Hands hooks on in epochs 0, 3, 4, 7, 8, ... and times all epochs."""
+            every = timed(watching, hears=lambda epoch: epoch % 4 in (0, 3))
+            clock = []
 
-                def set_params(self, params):
-                    super().set_params(params)
-                    for callback in watching:
-                        callback.set_params(params)
+            def begin(*_):
+                clock[:] = [time.perf_counter(), every.inside]
 
-                def set_model(self, model):
-                    super().set_model(model)
-                    for callback in watching:
-                        callback.set_model(model)
+            def end(*_):
+                seconds.append(time.perf_counter() - clock[0])
+                inside.append(every.inside - clock[1])
 
-                def hand(self, name, *arguments, always=False):
-                    if always or self.epoch % 4 in (0, 3):
-                        began = time.perf_counter()
-                        for callback in watching:
-                            getattr(callback, name)(*arguments)
-                        self.inside += time.perf_counter() - began
-
-                def on_train_begin(self, logs=None):
-                    self.inside = 0.0
-                    self.hand("on_train_begin", logs, always=True)
-
-                def on_train_end(self, logs=None):
-                    self.hand("on_train_end", logs, always=True)
-
-                def on_epoch_begin(self, epoch, logs=None):
-                    self.epoch, self.began, self.inside = epoch, time.perf_counter(), 0.0
-                    self.hand("on_epoch_begin", epoch, logs)
-
-                def on_epoch_end(self, epoch, logs=None):
-                    self.hand("on_epoch_end", epoch, logs)
-                    seconds.append(time.perf_counter() - self.began)
-                    inside.append(self.inside)
-
-                def on_train_batch_begin(self, batch, logs=None):
-                    self.hand("on_train_batch_begin", batch, logs)
-
-                def on_train_batch_end(self, batch, logs=None):
-                    self.hand("on_train_batch_end", batch, logs)
-
+            first = keras.callbacks.LambdaCallback(on_epoch_begin=begin)
+            last = keras.callbacks.LambdaCallback(on_epoch_end=end)
             gc.collect()
-            epochs = {"epochs": count + 4, "callbacks": [Every()], "verbose": 0}
+            epochs = {"epochs": count + 4, "callbacks": [first, every, last], "verbose": 0}
             model.fit(self.data, batch_size=self.recipe.batch_size, **epochs)
         firsts = range(4, count + 4, 4)
         triples = (
@@ -282,8 +304,14 @@ def rows_of(rounds, case, backend, row):
         if not {who, base} <= rounds[0].keys():
             continue
         yield pair(case, who, base, goal=GOAL if who == "recorded" and len(rounds) >= ENOUGH else None)
+    if "recorded" in rounds[0]:
+        # Two parts of one fit: no noise between fits enters. All that is paid, where steps are synchronous as on a CPU.
+        ratios = [1 + r["recorded"]["inside"] / (r["recorded"]["seconds"] - r["recorded"]["inside"]) for r in rounds]
+        goal = GOAL if len(rounds) >= ENOUGH else None
+        name, ratio = f"{backend}, fit / all of it but inside the callbacks", statistics.median(ratios)
+        inside = row("recording", case, name, seconds("recorded", "inside"), "s", ratio, goal, at_most=True)
+        yield inside | {"interval": median_interval(ratios)}
     if not {"recorded", "plain"} <= rounds[0].keys():
         return
     # Steadier on a busy machine, and too low: a callback keeps one core busy and the others waiting.
     yield pair(f"{case}: CPU time", "recorded", "plain", "cpu")
-    yield row("recording", f"{case}: Recorder.seconds", f"{backend}, recorded", seconds("recorded", "own"), "s")

@@ -84,6 +84,7 @@ class Batches(keras.utils.PyDataset):
                 raise ValueError(f"`{name}` should be one an image. Received: {len(values)} for {len(images)} images.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"`batch_size` should be a positive integer. Received: {batch_size!r}.")
+        shuffle = bool(shuffle) if isinstance(shuffle, np.bool_) else shuffle
         index, parts = share
         if not 0 <= index < parts or batch_size % parts:
             raise ValueError(

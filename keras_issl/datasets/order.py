@@ -14,7 +14,7 @@ def check_order(shuffle, shards, batch_size):
         batch_size: Images a batch.
     """
     window = isinstance(shuffle, int | np.integer) and not isinstance(shuffle, bool)
-    if not (isinstance(shuffle, bool | np.bool_) or (window and shuffle > 1)):
+    if not (isinstance(shuffle, bool) or (window and shuffle > 1)):
         raise ValueError(
             "`shuffle` should be True, False, or the images of a window within which they are shuffled, above 1. "
             f"Received: {shuffle!r}."
