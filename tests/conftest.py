@@ -11,6 +11,9 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
 )
+# PyTorch's threads of several workers would wait for each other, for most of the time.
+if "PYTEST_XDIST_WORKER" in os.environ and os.environ.get("KERAS_BACKEND") == "torch":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What JAX compiles is kept in a folder of this run, for the other workers and the processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="keras_issl-compiled-")  # removed when the run ends
@@ -31,8 +34,8 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(items):
-    if keras.config.backend() != "tensorflow":
-        once = pytest.mark.skip(reason="the same on every backend: it runs on TensorFlow")
+    if keras.config.backend() != "torch":
+        once = pytest.mark.skip(reason="the same on every backend: it runs on PyTorch")
         for item in items:
             if item.get_closest_marker("backend_independent"):
                 item.add_marker(once)
