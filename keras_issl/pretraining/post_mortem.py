@@ -96,12 +96,13 @@ def _search(model, error, batches, steps):
     # One step more is repeated before it: what it made of the weights may be what was bad.
     error.snapshot.restore(model)
     first = max((0 if bad is None else bad) - 2, 0)
+    previous = None
     for number in range(first):
+        previous = Snapshot(model) if number == first - 1 else None
         repeat(number)
     if first and not_finite(model, error.ignored):
         error.snapshot.restore(model)
-        first = 0
-    previous = None
+        first, previous = 0, None
     for number in range(first, len(steps)):
         step, before = distribution.as_int(model.steps) + 1, Snapshot(model)
         finite = repeat(number)
