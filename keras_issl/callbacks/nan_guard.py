@@ -6,7 +6,7 @@ import math
 import keras
 
 from keras_issl.callbacks.budget import Budget
-from keras_issl.callbacks.snapshot import Snapshot, listed, not_finite
+from keras_issl.callbacks.snapshot import Snapshot, listed, not_finite, useless
 
 COST = 0.005  # share of the time that may go into copies of the weights
 LAG = 1  # a loss is looked at when so many further steps were sent off, so that an accelerator need not wait for us
@@ -68,6 +68,8 @@ class NaNGuard(keras.callbacks.Callback):
             return
         with self.budget.spend():
             self._check_all()  # a copy of bad weights would be of no use
+            if self.snapshot is not None and useless(self.model):
+                return  # finite, and too large to compute with: no good weights to go back to
             self.snapshot, self.taken = Snapshot(self.model), (self.epoch, batch)
 
     def on_train_batch_end(self, batch, logs=None):

@@ -57,6 +57,13 @@ def not_finite(model, ignored=()):
         return [v.path for v in model.weights if v.path not in ignored and not _finite(v)]
 
 
+def useless(model):
+    """Whether a trainable weight is so large that squares, as in batch statistics, overflow float32."""
+    return any(
+        np.abs(_array(v).astype(np.float32, copy=False)).max(initial=0.0) > 1e18 for v in model.trainable_weights
+    )
+
+
 def listed(paths, most=3):
     """Some names in words: the first few, and how many more."""
     return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")

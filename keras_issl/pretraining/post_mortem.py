@@ -126,6 +126,8 @@ def _search(model, error, batches, steps):
 
 def _useless(model, x):
     """Whether the weights give no finite features and outputs, in inference mode, of images that are fine."""
+    if max(float(np.abs(ops.convert_to_numpy(w)).max()) for w in model.trainable_weights) > 1e18:
+        return True  # squares, as in batch statistics, overflow
     state = Snapshot(model)
     views = model.views(model._to_encoder_channels(x), training=False)
     features = model.features(views, training=False)
