@@ -149,7 +149,9 @@ class Fits:
             )
             seconds, used = time.perf_counter() - began, time.process_time() - used
         inside = 0.0 if own is None else own.inside
-        return {"seconds": seconds, "cpu": used, "look": looks[0] if looks else 0.0, "inside": inside}
+        recording = 0.0 if recorder is None else recorder.seconds
+        look = looks[0] if looks else 0.0
+        return {"seconds": seconds, "cpu": used, "look": look, "inside": inside, "own": recording}
 
     def epochs(self, count):
         """Seconds of pairs of epochs of one fit of `count` epochs, a multiple of 4, and 4 to warm up.
@@ -315,3 +317,4 @@ def rows_of(rounds, case, backend, row):
         return
     # Steadier on a busy machine, and too low: a callback keeps one core busy and the others waiting.
     yield pair(f"{case}: CPU time", "recorded", "plain", "cpu")
+    yield row("recording", f"{case}: Recorder.seconds", f"{backend}, recorded", seconds("recorded", "own"), "s")

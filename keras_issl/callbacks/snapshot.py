@@ -59,9 +59,7 @@ def not_finite(model, ignored=()):
 
 def useless(model):
     """Whether a trainable weight is so large that squares, as in batch statistics, overflow float32."""
-    return any(
-        np.abs(_array(v).astype(np.float32, copy=False)).max(initial=0.0) > 1e18 for v in model.trainable_weights
-    )
+    return any(np.abs(_array(v)).max(initial=0.0) > 1e18 for v in model.trainable_weights)
 
 
 def listed(paths, most=3):

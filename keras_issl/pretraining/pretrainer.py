@@ -62,9 +62,8 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
     Raises:
         ValueError: The encoder's features are not (N, D); the augmentation gives fewer views than
             the objective needs, or more than it can use; the encoder cannot be copied for a moving average, or cut into
-            blocks for `remat`; images of
-            the wrong rank, empty, or with NaN or infinite values; a run that is too short for the objective's
-            schedules, or of unknown length.
+            blocks for `remat`; images of the wrong rank, empty, or with NaN or infinite values; a run that is too
+            short for the objective's schedules, or of unknown length.
 
     Source: Dubois et al. 2022, §5.
 

@@ -104,6 +104,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` should be above 0. Received: {value}")
+        if self.shuffle_window == 1:
+            raise ValueError("`shuffle_window` should be None, or images of a window, above 1. Received: 1")
         if self.warmup_epochs is not None or self.warmup_fraction is None:  # of the two, one counts
             object.__setattr__(self, "warmup_fraction", WARMUP_FRACTION if self.warmup_epochs is None else None)
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
