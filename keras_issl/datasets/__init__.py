@@ -4,7 +4,7 @@ No augmentation happens here. A new kind of dataset is one function in `sources`
 in `sources.find_records`.
 """
 
-from keras_issl.datasets.batches import Batches, as_py_dataset, batch_size_of, count_batches, drop_incomplete
+from keras_issl.datasets.batches import Batches
 from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
 from keras_issl.datasets.images import (
     BrokenImage,
@@ -18,6 +18,7 @@ from keras_issl.datasets.images import (
 from keras_issl.datasets.labels import check_labels
 from keras_issl.datasets.order import order_of_pass
 from keras_issl.datasets.sources import SPLITS, SUFFIXES, Records, UnknownSplit
+from keras_issl.datasets.streams import as_py_dataset, batch_size_of, count_batches, drop_incomplete
 
 __all__ = [
     "SPLITS",

@@ -1,6 +1,5 @@
 """Where images come from: one function a kind of source, each of which returns `Records`."""
 
-import collections
 import dataclasses
 import glob
 import importlib
@@ -9,7 +8,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from keras_issl.datasets.images import as_images, check_range
 from keras_issl.datasets.labels import check_labels, label_numbers, stratified
+from keras_issl.datasets.row_groups import ParquetRows
 from keras_issl.datasets.tfrecords import TFRecords
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -160,65 +159,6 @@ def _folder(folder, split):
     return Records(name, len(files), lambda i: root / files[i], lambda i: str(root / files[i]), labels, classes or None)
 
 
-class _ParquetRows:
-    """The image column of some Parquet files, row by row. Whole row groups are read; the latest are kept."""
-
-    def __init__(self, parquet, files, column):
-        self._parquet, self._column, self._lock = parquet, column, threading.Lock()
-        self._groups = []  # (file, row group)
-        sizes, self._bytes = [], 0
-        for file in files:
-            metadata = parquet.read_metadata(file)
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                columns = map(group.column, range(group.num_columns))
-                self._bytes += sum(
-                    c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == column
-                )
-                self._groups.append((file, number))
-                sizes.append(group.num_rows)
-        self._starts = np.cumsum([0, *sizes])
-        self._kept, self._held = collections.OrderedDict(), 0  # what is kept, and its bytes
-        self._budget = 0
-
-    def __len__(self):
-        return int(self._starts[-1])
-
-    def cache(self, budget):
-        self._budget = budget
-        return self._bytes <= budget
-
-    def _locate(self, index):
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, int(index - self._starts[number])
-
-    def blocks(self, indices):
-        """The row group of each image, numbered over all files."""
-        return (np.searchsorted(self._starts, indices, side="right") - 1).astype(np.int32)
-
-    def where(self, index):
-        number, row = self._locate(index)
-        file, group = self._groups[number]
-        return f"{file}, row {row} of row group {group}"
-
-    def __call__(self, index):
-        number, row = self._locate(index)
-        with self._lock:
-            column = self._kept.pop(number, None)
-            if column is None:
-                file, group = self._groups[number]
-                with self._parquet.ParquetFile(file) as opened:
-                    column = opened.read_row_group(group, columns=[self._column]).column(0)
-                self._held += column.nbytes
-            self._kept[number] = column
-            while len(self._kept) > 2 and self._held > self._budget:  # two at least: threads straddle one
-                self._held -= self._kept.popitem(last=False)[1].nbytes
-        value = column[row].as_py()
-        if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-            return Path(self._groups[number][0]).parent / value["path"]
-        return value
-
-
 def _parquet(files, split, name, image_column, label_column, *, listed=False):
     """Parquet files in Hugging Face style: `image` = {bytes, path} (or binary), `label`."""
     parquet = _optional("pyarrow.parquet", "pyarrow", 'pip install "keras_issl[data]"')
@@ -234,7 +174,7 @@ def _parquet(files, split, name, image_column, label_column, *, listed=False):
             raise ValueError(f"`source` should be files of one dataset. Received: {files} with different class names.")
         columns = [parquet.read_table(file, columns=[label_column]).column(0).to_pylist() for file in files]
         labels, class_names = label_numbers(list(itertools.chain.from_iterable(columns)), named.pop())
-    rows = _ParquetRows(parquet, files, image_column)
+    rows = ParquetRows(parquet, files, image_column)
     name = name if split is None else f"{name}/{_canonical(split)}"
     return Records(name, len(rows), rows, rows.where, labels, class_names, rows.cache, rows.blocks)
 
