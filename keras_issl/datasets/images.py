@@ -163,7 +163,7 @@ def decode_records(
 ):
     """Decodes the records at `indices` into `out` (None: only checks them); returns `{position: BrokenImage}`."""
     broken = {}
-    chunk = min(_CHUNK, -(-len(indices) // (4 * workers)))  # of a batch too every worker gets some
+    chunk = max(1, min(_CHUNK, len(indices) // (4 * workers)))  # of a batch too every worker gets some
 
     def decode(start):
         for position in range(start, min(start + chunk, len(indices))):
@@ -177,7 +177,7 @@ def decode_records(
                 if out is not None:
                     out[position] = image
 
-    starts = range(0, len(indices), max(1, chunk))
+    starts = range(0, len(indices), chunk)
     if workers == 1 or len(starts) == 1:
         for start in starts:
             decode(start)
