@@ -16,11 +16,12 @@ BACKENDS = {"tensorflow", "torch", "jax"}
 MAY_IMPORT_A_BACKEND = {"distribution", "zoo/checkpoints"}
 
 BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optimizers", "datasets", "provenance"}
-BASE |= {"moving_average"}
+BASE |= {"environment", "moving_average"}
 EVALUATION = {"features", "probes", "results", "diagnostics", "report"}
 ALLOWED = {  # room -> rooms of this library that it may import
     "_backend": set(),
     "distribution": set(),
+    "environment": {"distribution"},
     "heads": {"distribution"},
     "encoders": {"distribution"},
     "augmentations": {"distribution"},
@@ -36,7 +37,7 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "features": {"datasets", "distribution", "encoders", "provenance"},
     "probes": {"distribution", "features", "results"},
     "diagnostics": {"features", "probes"},
-    "results": {"distribution", "report"},
+    "results": {"distribution", "environment", "report"},
     "report": set(),
     "finetuning": {"distribution", "encoders"},
     "zoo": {"distribution", "encoders", "objectives", "augmentations", "datasets", "provenance"},

@@ -208,7 +208,7 @@ def test_a_printed_result_is_its_figures_and_protocol():
 def test_the_environment_has_no_names_of_machines():
     found = results.versions()
     assert found["keras"] == keras.__version__ and found[found["backend"]][0].isdigit()
-    assert list(found) == ["keras_issl", "keras", "backend", found["backend"], "numpy", "python"]
+    assert list(found) == ["keras_issl", "keras", "backend", found["backend"], "numpy", "pillow", "python"]
     machine = results.hardware()
     assert machine["cpu"] and machine["cores"] >= 1 and platform.node() not in str(machine)
 

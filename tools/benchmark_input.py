@@ -47,6 +47,7 @@ def write_shards(files, root):
     import pyarrow.parquet as pq
     import tensorflow_datasets as tfds
 
+    tfds.disable_progress_bar()
     schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()})})
     (root / "parquet").mkdir()
     with pq.ParquetWriter(root / "parquet" / "train.parquet", schema) as writer:
@@ -122,11 +123,12 @@ def batches_of(who, options):
     source, shuffle = {
         "keras_issl folder": (options.folder, True),
         "keras_issl Parquet": (root / "parquet", 512),
-        "keras_issl TFRecord": (next(root.glob("tfds/*/*")), True),
+        "keras_issl TFRecord": (next(root.glob("tfds/issl_benchmark/*")), True),
     }[who]
     split = "train" if who.endswith("TFRecord") else None
+    limit = min(64 << 20, len(files) * size * size)  # a third of the images: they are decoded in each pass
     data = datasets.load(
-        source, split=split, image_size=size, resize=resize, memory_limit=64 << 20, labels=False, verbose=False
+        source, split=split, image_size=size, resize=resize, memory_limit=limit, labels=False, verbose=False
     )
     batches = data.batches(batch, shuffle=shuffle, drop_last=True, seed=0)
 

@@ -1,5 +1,7 @@
-"""Callbacks of a run: guards, what it records, how it shows."""
+"""Callbacks of a run: guards, checkpoints, what it records, how it shows."""
 
+from keras_issl.callbacks.checkpoint import Checkpoint
+from keras_issl.callbacks.checkpoint_files import BrokenCheckpoint, NoSpace
 from keras_issl.callbacks.collapse_guard import CollapseGuard
 from keras_issl.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from keras_issl.callbacks.progress import Progress
@@ -10,10 +12,13 @@ from keras_issl.callbacks.snapshot import Snapshot
 from keras_issl.callbacks.stop_together import StopTogether
 
 __all__ = [
+    "BrokenCheckpoint",
+    "Checkpoint",
     "CollapseGuard",
     "FixedViews",
     "NaNGuard",
     "NonFiniteLoss",
+    "NoSpace",
     "Progress",
     "Recorder",
     "Snapshot",

@@ -53,7 +53,7 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
         if self.total is None and steps and epochs:
-            self.total = self.first_step + steps * (epochs - epoch)
+            self.total = self.first_step + steps * (epochs - epoch) - self.params.get("initial_batch", 0)
 
     def on_train_batch_end(self, batch, logs=None):
         if time.monotonic() - self.said_at >= (REDRAW if self.live else SILENCE) and self._measured():

@@ -91,7 +91,23 @@ class Recorder(keras.callbacks.Callback):
         self.window = _Window(self.means)
         self.clock, self.timed, self.images, self.loading = None, 0.0, 0, 0.0
         self.began, self.seconds, self.budget, self.fixed = time.monotonic(), 0.0, Budget(COST), None
-        self.begun, self.measured = False, {}
+        self.begun, self.measured, self.goes_on = False, {}, False
+        self.unstopped = None  # the state without the last row, which is there because the run was stopped
+
+    def get_state(self):
+        """What a `Checkpoint` keeps, so that the rows of a run that goes on are those of one that never stopped."""
+        if self.unstopped is not None:
+            return self.unstopped
+        window = {"kept": dict(self.window.kept), "seen": dict(self.window.seen)}
+        return {"rows": len(self.rows), "measured": dict(self.measured), **window}
+
+    def set_state(self, state):
+        """Goes on from what `get_state` returned."""
+        self.rows = self.rows[: state["rows"]]
+        self._rewrite()
+        self.measured, self.goes_on = state["measured"], True
+        for name in ("kept", "seen"):
+            setattr(self.window, name, {key: tuple(pair) for key, pair in state[name].items()})
 
     def _look_before(self):
         """The row before the first step, once the listeners are ready: the encoder as it is."""
@@ -100,16 +116,16 @@ class Recorder(keras.callbacks.Callback):
             with self._own():  # outside of the budget: most of it is compiled once
                 self.fixed = FixedViews(self.model, batches.images)
                 known = self.rows and self.rows[-1]["step"] >= self.first
-                if not known:
+                if not known and not self.goes_on:
                     self.measured = self.fixed()
                     self._row({})
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.batch, self.rate = epoch, 0, None
         if not self.begun:
-            self.begun = True
+            self.begun, self.batch = True, self.params.get("initial_batch", 0)
             self._look_before()
-        self.epoch_first = self.done
+        self.epoch_first = self.done - self.batch
 
     def on_train_batch_begin(self, batch, logs=None):
         # Once a scheduler has set it; on JAX the variable is out of reach later in the epoch.
@@ -143,6 +159,8 @@ class Recorder(keras.callbacks.Callback):
             if self.fixed is not None and (self.budget.due or last):
                 with self.budget.spend():
                     self.measured = self.fixed()
+            if last and epoch + 1 != self.params.get("epochs"):
+                self.unstopped = self.get_state()
             if last and self.done > self.first:
                 if self.rows and self.rows[-1]["step"] == self.done:  # a run that was stopped at a row
                     self.rows[-1] |= self.measured

@@ -43,6 +43,11 @@ class Snapshot:
         for variable, array in zip(variables, self.arrays, strict=True):
             variable.assign(array)
 
+    @staticmethod
+    def variables(model):
+        """The variables whose values `arrays` holds, in that order."""
+        return _variables(model)
+
 
 def synchronize(model):
     """Brings the variables up to date: on JAX they are behind the steps while `fit` runs."""

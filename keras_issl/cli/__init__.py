@@ -55,7 +55,7 @@ def main(argv=None):
         say(f"backend: {_backend.NAME} ({_backend.REASON})")
         with _plain_warnings():
             args.run(args)
-    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+    except (ValueError, ImportError, FloatingPointError, OSError, MemoryError) as error:
         if os.environ.get("KERAS_ISSL_TRACEBACK"):
             raise
         print(f"keras-issl: {_plain(error)}", file=sys.stderr)

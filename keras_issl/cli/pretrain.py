@@ -13,7 +13,7 @@ import keras
 
 from keras_issl import distribution, loggers
 from keras_issl.cli import recipe_options
-from keras_issl.cli.shared import SOURCES, load, load_split, say
+from keras_issl.cli.shared import SOURCES, load, load_split, on_broken, say
 
 
 def add(commands):
@@ -29,8 +29,17 @@ def add(commands):
     p.add_argument("--draws", type=int, default=10, help="random draws of labels for --compare")
     p.add_argument("--limit", type=int, help="use only so many images")
     p.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
+    p.add_argument(
+        "--replace-broken",
+        action="store_true",
+        help="put another image in the place of one that cannot be read, when its turn comes, and count them",
+    )
     p.add_argument("--out", help="run folder; default: runs/DATA-RECIPE-TIME")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    p.add_argument("--force", action="store_true", help="with --resume: go on although recipe, data or versions differ")
+    p.add_argument(
+        "--checkpoint-every", type=float, metavar="SECONDS", help="default: as often as costs 1 %% of the time"
+    )
     p.add_argument(
         "--online-probe",
         action=argparse.BooleanOptionalAction,
@@ -112,6 +121,8 @@ def _train(args, make_recipe, out):
         data,
         out,
         resume=args.resume,
+        force=args.force,
+        checkpoint_every=args.checkpoint_every,
         overrides=asked,
         notes=notes,
         online_probe="auto" if args.online_probe is None else args.online_probe,
@@ -128,6 +139,8 @@ def _train(args, make_recipe, out):
     for name, what in (("curves.png", ""), ("report.html", " (the page of the run)")):
         if (out / name).exists():
             written.insert(1, name + what)
+    if data.replaced:
+        say(f"{len(data.replaced)} images could not be read, and others took their place; run.json lists them")
     plural = "s" * (result.finished_epochs != 1)
     state = f"stopped by {result.stopped_by} after" if result.stopped_by else "trained"
     say(
@@ -135,16 +148,15 @@ def _train(args, make_recipe, out):
         f"{', '.join(written)}"
     )
     if result.stopped_by and result.stopped_by != "collapse":
-        saved = max((epochs for epochs, _ in runs.checkpoints(out)), default=0)
-        say(f"The same command with --out {out} --resume goes on, from the checkpoint after epoch {saved}.")
+        saved = max((step for step, _ in runs.checkpoints(out)), default=0)
+        say(f"The same command with --out {out} --resume goes on, from step {saved}.")
 
 
 def _source(args, everything, size):
     """How `datasets.load` is called to get the same images again."""
     source = str(Path(args.data).resolve()) if Path(args.data).exists() else args.data
     split = args.split or (None if everything else "train")
-    on_error = "skip" if args.skip_broken else "raise"
-    return {"source": source, "split": split, "limit": args.limit, "on_error": on_error, **size}
+    return {"source": source, "split": split, "limit": args.limit, "on_error": on_broken(args), **size}
 
 
 def _say_size(args, size, data):

@@ -18,6 +18,13 @@ def encoding_options(parser, limit="use only so many images"):
     parser.add_argument("--skip-broken", action="store_true", help="skip and count images that cannot be read")
 
 
+def on_broken(args):
+    """What `datasets.load` should do with images that cannot be read."""
+    if getattr(args, "replace_broken", False):
+        return "replace"
+    return "skip" if args.skip_broken else "raise"
+
+
 def load(args, split, size, option="--split"):
     """The images of a split; `size` holds `image_size` and perhaps `resize`, as `datasets.load` takes them.
 
@@ -25,7 +32,7 @@ def load(args, split, size, option="--split"):
     """
     from keras_issl import datasets
 
-    on_error = "skip" if args.skip_broken else "raise"
+    on_error = on_broken(args)
     try:
         data = datasets.load(args.data, split=split, on_error=on_error, limit=args.limit, **size)
     except ValueError as error:

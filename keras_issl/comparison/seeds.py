@@ -115,13 +115,13 @@ def _different(values, argument):
 
 
 def _pretrain(recipe, train, folder):
-    """A finished or stopped run, and the seconds that all of its epochs take."""
-    started = max((epochs for epochs, _ in runs.checkpoints(folder)), default=0)
+    """A finished or stopped run, and the seconds that all of it takes."""
     result = runs.pretrain(recipe, train, folder, resume=folder.exists(), online_probe=False, page=False)
     path = folder / "seconds.json"
-    if started < recipe.epochs and not result.stopped_by:  # of a run that went on, this part is scaled to the whole
-        seconds = result.seconds * recipe.epochs / (recipe.epochs - started)
-        write_json(path, {"seconds": round(seconds, 2), "from_epoch": started})
+    trained = result.steps - result.first_step
+    if trained and not result.stopped_by:  # of a run that went on, this part is scaled to the whole
+        seconds = result.seconds * result.steps / trained
+        write_json(path, {"seconds": round(seconds, 2), "from_step": result.first_step})
     return result, json.loads(path.read_text())["seconds"] if path.is_file() else None
 
 

@@ -1,5 +1,6 @@
 """Batches that a run can resume."""
 
+import contextlib
 import time
 import warnings
 
@@ -108,6 +109,7 @@ class Batches(keras.utils.PyDataset):
         self.steps_per_epoch, self.share = steps_per_epoch, (int(index), int(parts))
         self.blocks, self.shards, self.read_ahead = blocks, int(shards), read_ahead
         self.epoch = initial_epoch
+        self._first = 0  # batches of this epoch that are left out
         self._order = (None, None)  # the latest pass and its order
         self._served = None  # numbers asked for in the epoch that Keras has begun
         self.seconds, self._made, self._making = 0.0, 0, 0.0
@@ -124,8 +126,22 @@ class Batches(keras.utils.PyDataset):
         """Images that reading and decoding has made a second so far."""
         return self._made / self._making if self._making else float("nan")
 
-    def __len__(self):
+    @property
+    def batches_per_epoch(self):
+        """Batches of a whole epoch."""
         return self.steps_per_epoch or self.batches_per_pass
+
+    def __len__(self):
+        return self.batches_per_epoch - self._first
+
+    @contextlib.contextmanager
+    def starting_at(self, number):
+        """Within it an epoch begins with batch `number`, which is asked for as 0, and is so much shorter."""
+        self._first = number
+        try:
+            yield
+        finally:
+            self._first = 0
 
     def __getitem__(self, number):
         if not 0 <= number < len(self):
@@ -134,7 +150,7 @@ class Batches(keras.utils.PyDataset):
             self._served.add(number)
         began = time.monotonic()
         try:
-            return self._timed_ahead((self.epoch, number))
+            return self._timed_ahead((self.epoch, self._first + number))
         finally:
             self.seconds += time.monotonic() - began
 
@@ -148,11 +164,11 @@ class Batches(keras.utils.PyDataset):
     def _following(self, key):
         """(epoch, number) of the batch that `fit` asks for next."""
         epoch, number = key
-        return (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+        return (epoch, number + 1) if number + 1 < self.batches_per_epoch else (epoch + 1, 0)
 
     def batch(self, epoch, number):
         """Batch `number` of `epoch`, whatever was asked for before."""
-        pass_number, position = divmod(epoch * len(self) + number, self.batches_per_pass)
+        pass_number, position = divmod(epoch * self.batches_per_epoch + number, self.batches_per_pass)
         size = self.batch_size // self.shards  # images of each shard
         indices = self._shards(pass_number)[:, position * size : (position + 1) * size].reshape(-1)  # (B,)
         index, parts = self.share

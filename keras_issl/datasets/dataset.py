@@ -62,7 +62,10 @@ def load(
             stored size, which must then be the same for all.
         resize: what the shorter side is resized to, at least S pixels. Default: S.
         labels: False leaves the labels out.
-        on_error: `"raise"` reports a broken image; `"skip"` leaves broken ones out and lists them in `.skipped`.
+        on_error: `"raise"` reports a broken image. `"skip"` looks at all images first, leaves broken ones out and lists
+            them in `.skipped`. `"replace"` needs no such look: where an image cannot be read when its turn comes,
+            another, always the same, takes its place, and `.replaced` lists it. With `"skip"` that is so for images
+            that break later.
         memory_limit: bytes that decoded images may take; what is larger is decoded when a batch is asked for. Default:
             half of the memory that is free.
         workers: decoding threads. Default: one a CPU core.
@@ -97,20 +100,24 @@ def load(
         chosen = np.linspace(0, records.size - 1, limit).astype(int)
     workers = workers or _cpu_count()
     limit_bytes = _available_memory() // 2 if memory_limit is None else memory_limit
-    shape = (image_size, image_size, 3) if image_size else _first_shape(records, chosen, on_error == "skip")
+    shape = (image_size, image_size, 3) if image_size else _first_shape(records, chosen, on_error != "raise")
     in_memory = len(chosen) * int(np.prod(shape)) <= limit_bytes
     images = np.empty((len(chosen), *shape), np.uint8) if in_memory else None
-    broken = {}
+    broken, replaced = {}, None if on_error == "raise" else {}
     if in_memory or on_error == "skip":  # what is to be skipped must be known before the first batch
         progress = progress_line(len(chosen), f"decoding {records.name}", verbose)
-        how = {"resize": resize, "skip": on_error == "skip", "progress": progress}
+        how = {"resize": resize, "skip": on_error != "raise", "progress": progress}
         broken = decode_records(records, chosen, image_size, shape, workers, out=images, **how)
-    good = np.setdiff1d(np.arange(len(chosen)), list(broken))
-    if len(good) == 0:
+    if len(broken) == len(chosen):
         raise broken[min(broken)]
+    if in_memory and on_error == "replace" and broken:
+        decoded = EncodedImages(records, chosen, image_size, shape, workers, resize, replaced=replaced)
+        images[list(broken)] = decoded[list(broken)]
+        broken = {}
+    good = np.setdiff1d(np.arange(len(chosen)), list(broken))
     if not in_memory:
-        fits = records.cache(limit_bytes)
-        images = EncodedImages(records, chosen[good], image_size, shape, workers, resize, by_blocks=not fits)
+        how = {"by_blocks": not records.cache(limit_bytes), "replaced": replaced}
+        images = EncodedImages(records, chosen[good], image_size, shape, workers, resize, **how)
     elif broken:
         images = images[good]
     skipped = [(error.where, error.reason) for _, error in sorted(broken.items())]
@@ -128,6 +135,7 @@ def load(
         name=records.name,
         skipped=skipped,
         blocks=None if records.blocks is None else records.blocks(chosen[good]),
+        replaced=replaced,
     )
 
 
@@ -135,8 +143,8 @@ def _check_load_arguments(on_error, memory_limit, workers, limit):
     for name, value in {"workers": workers, "limit": limit}.items():
         if value is not None and (not isinstance(value, int | np.integer) or value < 1):
             raise ValueError(f"`{name}` should be a positive integer or None. Received: {value!r}.")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'`on_error` should be "raise" or "skip". Received: {on_error!r}.')
+    if on_error not in ("raise", "skip", "replace"):
+        raise ValueError(f'`on_error` should be "raise", "skip" or "replace". Received: {on_error!r}.')
     if memory_limit is not None and memory_limit < 0:
         raise ValueError(f"`memory_limit` should be a number of bytes or None. Received: {memory_limit!r}.")
 
@@ -179,6 +187,7 @@ class ImageDataset:
         class_names: tuple of names, or None.
         name: what the dataset is called.
         skipped: tuple of (place, reason) of the broken images that were left out.
+        replaced: tuple of (place, reason) of the broken images in whose place others were given so far.
         blocks: integers (N,), equal for images that are read together, such as a row group of a Parquet file; or None.
 
     Args: the same, with `labels=None` for no labels.
@@ -196,13 +205,14 @@ class ImageDataset:
     ```
     """
 
-    def __init__(self, images, labels=None, *, class_names=None, name="array", skipped=(), blocks=None):
+    def __init__(self, images, labels=None, *, class_names=None, name="array", skipped=(), blocks=None, replaced=None):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"`images` should be uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}. "
                 "`datasets.load(images)` converts other arrays."
             )
         self.images, self.name, self.skipped, self.blocks = images, name, tuple(skipped), blocks
+        self._replaced = {} if replaced is None else replaced  # fills while images are read
         self.class_names = tuple(class_names) if class_names else None
         self.labels = np.full(len(images), -1) if labels is None else check_labels(labels, len(images))
 
@@ -226,6 +236,11 @@ class ImageDataset:
         return isinstance(self.images, np.ndarray)
 
     @property
+    def replaced(self):
+        """(place, reason) of each broken image in whose place another was given so far."""
+        return tuple((error.where, error.reason) for _, error in sorted(self._replaced.items()))
+
+    @property
     def has_labels(self):
         """Whether any image has a label."""
         return bool((self.labels >= 0).any())
@@ -239,7 +254,8 @@ class ImageDataset:
         """The images at `indices` (integers, a boolean mask or a slice), in that order."""
         images = self.images[indices] if self.in_memory else self.images.subset(indices)
         blocks = None if self.blocks is None else self.blocks[indices]
-        return ImageDataset(images, self.labels[indices], class_names=self.class_names, name=self.name, blocks=blocks)
+        same = {"class_names": self.class_names, "name": self.name, "replaced": self._replaced}
+        return ImageDataset(images, self.labels[indices], blocks=blocks, **same)
 
     def take(self, count):
         """The first `count` images."""
@@ -288,6 +304,7 @@ class ImageDataset:
             name=self.name,
             skipped=self.skipped,
             blocks=self.blocks,
+            replaced=self._replaced,
         )
 
     def batches(self, batch_size, *, labels=True, **options):

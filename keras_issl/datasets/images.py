@@ -1,13 +1,16 @@
 """Images: decoded from whatever they are stored as, one or many at a time, and arrays of them checked."""
 
+import contextlib
 import io
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps
 
+_TRIES = 20  # images in place of a broken one
 _CHUNK = 64  # images a task at most: enough that the pool's own cost vanishes, few enough that progress moves
 
 
@@ -117,7 +120,7 @@ class BrokenImage(ValueError):
         self.where, self.reason = where, reason
         super().__init__(
             f"`source` should hold readable images. Received: {where}, which fails with {reason}. "
-            'Repair or remove it, or pass on_error="skip".'
+            'Repair or remove it, or pass on_error="skip" or "replace".'
         )
 
 
@@ -127,15 +130,17 @@ class EncodedImages:
     Attributes:
         by_blocks: whether an image is read with all of its block, and more blocks than memory holds: images far from
             each other are then slow to read.
+        replaced: None: an image that cannot be read is an error. A dict: another image takes its place, and its record
+            number and `BrokenImage` are put here.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, records, indices, image_size, shape, workers, resize=None, by_blocks=False):
+    def __init__(self, records, indices, image_size, shape, workers, resize=None, by_blocks=False, replaced=None):
         self._records, self._indices = records, np.asarray(indices)
         self._image_size, self._resize, self._shape, self._workers = image_size, resize, tuple(shape), workers
-        self.by_blocks = by_blocks
+        self.by_blocks, self.replaced = by_blocks, replaced
 
     @property
     def shape(self):
@@ -147,15 +152,33 @@ class EncodedImages:
     def subset(self, indices):
         """The images at `indices`, still encoded."""
         chosen = self._indices[indices]
-        how = (self._image_size, self._shape, self._workers, self._resize, self.by_blocks)
+        how = (self._image_size, self._shape, self._workers, self._resize, self.by_blocks, self.replaced)
         return EncodedImages(self._records, chosen, *how)
 
     def __getitem__(self, indices):
         chosen = self._indices[indices]
         images = np.empty((np.size(chosen), *self._shape), np.uint8)
         what = (self._records, np.atleast_1d(chosen), self._image_size, self._shape, self._workers)
-        decode_records(*what, resize=self._resize, out=images)
+        broken = decode_records(*what, resize=self._resize, out=images, skip=self.replaced is not None)
+        for position, error in broken.items():
+            record = int(np.atleast_1d(chosen)[position])
+            images[position] = self._stand_in(record)
+            if not self.replaced:
+                warnings.warn(
+                    f"An image cannot be read, so another takes its place: {error.where} ({error.reason}). All of them "
+                    "are listed in `.replaced`.",
+                    stacklevel=3,
+                )
+            self.replaced[record] = error
         return images if np.ndim(chosen) else images[0]
+
+    def _stand_in(self, record):
+        """An image in place of a broken one: always the same, so that a run that is resumed sees it again."""
+        rng, size = np.random.default_rng(record), (self._image_size, self._shape, self._resize)
+        for other in rng.integers(len(self._indices), size=_TRIES):
+            with contextlib.suppress(BrokenImage):
+                return decode_record(self._records, self._indices[other], *size)
+        raise BrokenImage(self._records.where(record), f"and neither can {_TRIES} others, drawn at random, be read")
 
 
 def decode_records(

@@ -1,6 +1,7 @@
 """What the hardware and the backend want."""
 
 import contextlib
+import re
 
 import keras
 
@@ -107,3 +108,27 @@ def gradients(function, variables):
             return function()
 
     return jax.grad(of_values)([v.value for v in variables])
+
+
+_NO_MEMORY = re.compile(
+    r"out of memory|RESOURCE_EXHAUSTED|OOM when allocating|can't allocate memory|unable to allocate|failed to allocate"
+    r"|bad_alloc",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error):
+    """Whether an error says that memory, of the host or of a device, did not suffice; each backend says it otherwise.
+
+    Args:
+        error: An exception.
+
+    Example:
+
+    >>> keras_issl.distribution.is_out_of_memory(MemoryError())
+    True
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}:
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

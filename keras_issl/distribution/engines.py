@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import json
 import os
 import zlib
 
@@ -83,6 +84,48 @@ def any_process(flag):
         return bool(answer.item())
 
     return read
+
+
+def from_first(value):
+    """What the first process of a run says, in all of them; all have to call it.
+
+    Args:
+        value: What JSON can hold; of the other processes it is not looked at.
+    """
+    if share_of_process()[1] == 1:
+        return value
+    if keras.config.backend() == "torch":
+        told = [value]
+        _torch_group().broadcast_object_list(told, src=0)
+        return told[0]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(_from_first_of_jax(np.array(len(text), np.int32)))
+    text = text if is_writer() else np.zeros(size, np.uint8)
+    return json.loads(_from_first_of_jax(text).tobytes())
+
+
+def arrays_from_first(arrays):
+    """The first process's arrays, in all processes of a run; all have to call it.
+
+    Args:
+        arrays: A list of NumPy arrays, of the same shapes and types in all of them.
+    """
+    if share_of_process()[1] == 1:
+        return arrays
+    if keras.config.backend() == "jax":
+        return [_from_first_of_jax(array) for array in arrays]
+    found = []
+    for array in arrays:
+        data = ops.convert_to_tensor(np.frombuffer(array.tobytes(), np.uint8).copy())
+        _torch_group().broadcast(data, src=0)
+        found.append(ops.convert_to_numpy(data).view(array.dtype).reshape(array.shape))
+    return found
+
+
+def _from_first_of_jax(array):
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def _strategy(model):

@@ -132,8 +132,11 @@ class Feeding:
             )
             self._said_drop = True
 
-    def _begin_run(self, x, epochs, initial_epoch, steps):
-        """Holds the run against the objective and the encoder before anything is trained."""
+    def _begin_run(self, x, epochs, place, steps):
+        """Holds the run against the objective and the encoder before anything is trained.
+
+        It begins at `place`, (epoch, batch).
+        """
         objective, kind = self.objective, type(self.objective).__name__
         steps, done = steps or datasets.count_batches(x), distribution.as_int(self.steps)
         size = x.batch_size if isinstance(x, datasets.Batches) else None
@@ -147,7 +150,7 @@ class Feeding:
                     f"does not say how long it is. Received: x of type {type(x).__name__}"
                 )
             # The schedules run along the epochs that this call counts: a second `fit` is a run of its own.
-            objective.set_run_length(epochs, steps, first_step=done - initial_epoch * steps)
+            objective.set_run_length(epochs, steps, first_step=done - place[0] * steps - place[1])
         if isinstance(x, datasets.Batches) and not isinstance(self.encoder, encoders.ResNet) and not done:
             self._check_features(x)
 

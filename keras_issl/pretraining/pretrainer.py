@@ -9,8 +9,10 @@ from keras_issl import datasets, distribution, encoders, moving_average, provena
 from keras_issl.callbacks import NaNGuard, NonFiniteLoss, StopTogether
 from keras_issl.pretraining.data import DEFAULT_BATCH_SIZE, Feeding, is_array
 from keras_issl.pretraining.encoding import Encoding
+from keras_issl.pretraining.memory import OutOfMemory, memory_advice
 from keras_issl.pretraining.online_probe import ONLINE, OnlineScoring, as_probe, prepare
 from keras_issl.pretraining.post_mortem import explain
+from keras_issl.pretraining.resuming import RunCallbacks, check_seekable, checkpoint_of, facts_of, not_finalized
 from keras_issl.pretraining.saving import Saving
 
 
@@ -222,6 +224,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         Raises:
             NonFiniteLoss: A `FloatingPointError`: the loss became NaN or infinite. The model has its last good weights
                 again, and the message names the step and the tensor; see `callbacks.NaNGuard`.
+            OutOfMemory: A `MemoryError`: memory did not suffice; the message says what to try.
         """
         if validation_split:
             x, y, validation_data = self._hold_out(x, y, validation_split, validation_data)
@@ -234,7 +237,11 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
             size = kwargs.pop("validation_batch_size", None) or batch_size
             validation_data, _ = self._stream(images, labels, size, shuffle=False, fit=False)
         distribution.check_engine(self)
-        self._begin_run(x, epochs, kwargs.get("initial_epoch", 0), steps_per_epoch)
+        if not self.optimizer.built:  # a copy of the state has to be whole from the first step on
+            with distribution.scope_of(self):
+                self.optimizer.build(self.trainable_variables)
+        checkpoint, place = self._go_on(x, epochs, callbacks, kwargs.pop("initial_epoch", 0))
+        self._begin_run(x, epochs, place, steps_per_epoch)
         if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
             callbacks = self._with(callbacks, x.callback())
             reorder, steps_per_epoch = False, None  # the batches hold them
@@ -244,25 +251,55 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
             callbacks = [*self._with(callbacks), StopTogether()]
             verbose = verbose if distribution.is_writer() else 0
         self.batches = x if isinstance(x, datasets.Batches) else None
-        if not self.optimizer.built:  # a guard's copy of the state has to be whole from the first step on
-            with distribution.scope_of(self):
-                self.optimizer.build(self.trainable_variables)
+        options = {"validation_data": validation_data, "shuffle": reorder, "steps_per_epoch": steps_per_epoch, **kwargs}
         try:
+            if checkpoint is not None:
+                return self._fit_on(x, epochs, place, verbose, callbacks, checkpoint, options)
             return super().fit(
-                x,
-                y,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                validation_data=validation_data,
-                shuffle=reorder,
-                steps_per_epoch=steps_per_epoch,
-                **kwargs,
+                x, y, epochs=epochs, initial_epoch=place[0], verbose=verbose, callbacks=callbacks, **options
             )
         except NonFiniteLoss as error:
             raise explain(self, error, x) from None
+        except Exception as error:
+            if distribution.is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+                raise OutOfMemory(memory_advice(self, error)) from error
+            raise
         finally:
             self.batches, self.images_per_step = None, None
+            if checkpoint is not None:
+                with contextlib.suppress(OSError):  # beside what ended the run
+                    checkpoint.close()
+
+    def _go_on(self, x, epochs, callbacks, initial_epoch):
+        """The `Checkpoint` among the callbacks, and (epoch, batch) that the run goes on with."""
+        checkpoint = checkpoint_of(self._with(callbacks))
+        if checkpoint is None:
+            return None, (initial_epoch, 0)
+        check_seekable(x)
+        if initial_epoch:
+            raise ValueError(
+                "`initial_epoch` should be left out with a Checkpoint, which knows where the run goes on. Received: "
+                f"{initial_epoch}."
+            )
+        return checkpoint, checkpoint.begin(self, facts_of(self, x, epochs))
+
+    def _fit_on(self, x, epochs, place, verbose, callbacks, checkpoint, options):
+        """Keras's `fit` from a batch within an epoch on: the rest of that epoch, and the epochs after it."""
+        epoch, batch = place
+        verbose = (1 if keras.config.is_interactive_logging_enabled() else 2) if verbose == "auto" else verbose
+        shown = {"add_progbar": verbose != 0, "verbose": verbose, "epochs": epochs, "steps": len(x)}
+        callbacks = RunCallbacks(self._with(callbacks), checkpoint, place, model=self, **shown)
+        if batch:
+            with x.starting_at(batch), contextlib.nullcontext() if callbacks.last else not_finalized(self.optimizer):
+                done = super().fit(x, epochs=epoch + 1, initial_epoch=epoch, verbose=0, callbacks=callbacks, **options)
+            if callbacks.last:
+                return done
+            if self.stop_training:
+                self.optimizer.finalize_variable_values(self.trainable_weights)
+                return done
+            callbacks.next_call()
+            epoch += 1
+        return super().fit(x, epochs=epochs, initial_epoch=epoch, verbose=0, callbacks=callbacks, **options)
 
     @staticmethod
     def _with(callbacks, *extra):

@@ -1,14 +1,20 @@
 """The folder of a run: who may work in it, and what it says of the run."""
 
 import contextlib
+import errno
 import json
 import os
+import platform
+import shutil
 import time
+import warnings
 from pathlib import Path
 
 import keras
 
 from keras_issl import _backend, results
+from keras_issl.callbacks.checkpoint import differences
+from keras_issl.callbacks.checkpoint_files import NoSpace, is_full, listed
 from keras_issl.zoo.layout import write_json
 
 
@@ -17,7 +23,10 @@ def _lock(file):
     if os.name == "nt":
         import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(str(error)) from None
     else:
         import fcntl
 
@@ -51,14 +60,31 @@ def locked_folder(path, *, resume=False):
     if occupied and not (folder / "run.json").is_file():
         raise ValueError(f"`out` exists and holds no run, so it is left alone. Received: {str(folder)!r}")
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115  the next lines close it
+    except OSError as error:
+        raise ValueError(
+            f"`out` should be a folder that can be written. Received: {str(folder)!r} ({error.strerror})."
+        ) from None
+    with file:
         try:
             _lock(file)
-        except OSError:
+        except BlockingIOError:  # the system releases it with the process: who holds it is alive
+            file.seek(0)
             raise ValueError(
-                f"Another process is at work in {str(folder)!r}. Wait for it, or choose another `out`."
+                f"Another process is at work in {str(folder)!r}: {file.read().strip() or 'its number is not known'}. "
+                "Wait for it, or choose another `out`."
             ) from None
+        except OSError as error:
+            warnings.warn(
+                f"The file system of {str(folder)!r} has no locks ({error.strerror}): see to it that no second run "
+                "writes there.",
+                stacklevel=3,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
         try:
             yield folder
         except BaseException:
@@ -90,25 +116,24 @@ def finish(folder, **facts):
     write_json(Path(folder) / "run.json", read_description(folder) | {"ended": facts})
 
 
-def describe(folder, description, overrides, notes, **facts):
-    """Writes run.json, or holds the run that is there against what is asked for now."""
+def describe(folder, description, overrides, notes, *, force=False, **facts):
+    """Writes run.json, or holds the run that is there against what is asked for now; `force` records what differs."""
     path = folder / "run.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = [
-            f"{part}.{key}: {before[part].get(key)!r} there, {value!r} now"
-            for part in ("recipe", "data")
-            for key, value in description[part].items()
-            if before[part].get(key) != value
-        ]
-        if changes:
+        before = read_description(folder)
+        now = description | {"versions": results.versions()}
+        changes = differences({part: before.get(part) or {} for part in now}, now)
+        if changes and not force:
             raise ValueError(
                 f"The run in {str(folder)!r} was started otherwise, so it cannot be resumed: {'; '.join(changes)}. "
-                "Ask for the same, or choose another `out`."
+                "Ask for the same, choose another `out`, or pass force=True (--force), which records the changes."
             )
+        if changes:
+            when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            before |= now | {"forced": [*before.get("forced", []), {"time": when, "changes": changes}]}
         if "ended" in before:  # it goes on
             before["calls"] = [*before.get("calls", []), before.pop("ended")]
-            write_json(path, before)
+        write_json(path, before)
         return
     write_json(
         path,
@@ -134,6 +159,28 @@ def withdraw(folder):
     (folder / "records.csv").unlink(missing_ok=True)  # a look at the encoder before its first step
     with contextlib.suppress(OSError):  # not empty
         (folder / "checkpoints").rmdir()
+
+
+@contextlib.contextmanager
+def tells_of_space(folder):
+    """Turns any failure to write, because the disk is full, into one that says what is whole and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error) or isinstance(error, NoSpace):
+            raise
+        whole = listed(folder / "checkpoints")
+        kept = f"The checkpoint of step {whole[-1][0]} is whole" if whole else "There is no checkpoint yet"
+        raise NoSpace(
+            errno.ENOSPC,
+            f"No space left in {str(folder)!r}, with {shutil.disk_usage(folder).free / 1e6:.1f} MB free. {kept}. Make "
+            "room and resume the run.",
+        ) from error
+
+
+def checkpoints(folder):
+    """(step, path) of every checkpoint of a run, oldest first."""
+    return listed(Path(folder) / "checkpoints")
 
 
 def cut_history(path, epochs):

@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_issl import datasets, diagnostics, recipes, report
+from keras_issl.callbacks import Checkpoint
 from keras_issl.features import extract_features
-from keras_issl.runs.checkpoints import checkpoints
 from keras_issl.runs.folder import read_description
 from keras_issl.runs.profile import step_parts
 
@@ -155,14 +155,14 @@ def make_page(folder, out=None, *, data=None, profile=False, say=None):
             raise ValueError(f"`data` should be the run's images. Received: {problem}.")
         say(f"{problem}: the page has no pictures")
         data = None
-    saved = checkpoints(folder)
+    saved = Checkpoint(folder / "checkpoints", resume=True)
     model = None
-    if data is not None and saved:
+    if data is not None and saved.load(changes=False) is not None:
         recipe = recipes.Recipe(**told["recipe"])
         probe = (told.get("online_probe") or {}).get("classes")
         model = recipes.build(recipe, len(data), fit=False, online_probe=probe)
         model.optimizer.build(model.trainable_variables)
-        model.load_weights(saved[-1][1])
+        saved.restore(model)
     elif data is not None:
         say("there is no checkpoint yet: the page has no pictures")
     run = write_page(folder, out, model=model, data=data, profile=profile)

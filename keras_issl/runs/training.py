@@ -12,7 +12,6 @@ import keras
 from keras_issl import callbacks, distribution, encoders, loggers, recipes, report, zoo
 from keras_issl.callbacks import NonFiniteLoss
 from keras_issl.runs import folder as folders
-from keras_issl.runs.checkpoints import Checkpoint, checkpoints
 from keras_issl.runs.page import read, write_page
 
 
@@ -27,6 +26,7 @@ class Result:
         finished_epochs: How many epochs were trained.
         stopped_by: The signal that ended the run early, `"collapse"` if the guard did, or `None`.
         seconds: Wall time of this call's training.
+        steps: Finished steps of the run, and `first_step` of them before this call.
         verdicts: What the records say: `diagnostics.TrainingVerdict`s, problems first.
     """
 
@@ -37,6 +37,8 @@ class Result:
     stopped_by: str | None
     seconds: float
     verdicts: tuple = ()
+    steps: int = 0
+    first_step: int = 0
 
 
 def pretrain(
@@ -45,6 +47,8 @@ def pretrain(
     out,
     *,
     resume=False,
+    force=False,
+    checkpoint_every=None,
     overrides=None,
     notes=(),
     online_probe="auto",
@@ -59,14 +63,17 @@ def pretrain(
     Within `distribution.data_parallel` it trains on several devices. Of several processes, on PyTorch, all call it
     alike: the first writes the folder, the others train along.
 
-    Ctrl-C and SIGTERM finish the batch, save what there is and return. Checkpoints are written at the ends of
-    epochs, as often as costs at most 2 % of the time.
+    Ctrl-C and SIGTERM finish the batch, save what there is and return. A run that was killed goes on with `resume` from
+    its last checkpoint, to the weights of one that was not; see `callbacks.Checkpoint`.
 
     Args:
         recipe: A `recipes.Recipe`; `recipes.fit_to_images` fits it to few images, and its notes go on record.
         data: An `ImageDataset`.
         out: The run folder; see `locked_folder`.
-        resume: Whether to go on from the last checkpoint of an existing run with the same recipe and data.
+        resume: Whether to go on from the last checkpoint of an existing run with the same recipe, data and versions of
+            libraries.
+        force: Whether to go on although they differ; what does is recorded in `run.json`.
+        checkpoint_every: Seconds between checkpoints; by default as often as costs 1 % of the time.
         overrides: A dict of what the user changed in the recipe, for the record; it is taken as it is.
         notes: Sentences on what followed from that, as `recipes.override` returns them, for the record.
         online_probe: Whether a linear probe learns from the labels beside the encoder, which it leaves bit for bit as
@@ -82,8 +89,9 @@ def pretrain(
 
     Raises:
         ValueError: The recipe is for images of another size, or `fit` refuses it; the folder is occupied; or,
-            resuming, it holds a run of another recipe or of other data. A new run that fails before its first step
-            leaves the folder free.
+            resuming, it holds a run of another recipe, of other data or of other versions; or there is no room for
+            its checkpoints. A new run that fails before its first step leaves the folder free.
+        NoSpace: An `OSError`: the disk is full. The last checkpoint is whole.
         FloatingPointError: The loss became NaN or infinite. The last good weights are in the run folder.
 
     Example:
@@ -102,6 +110,7 @@ def pretrain(
     if not distribution.is_writer():
         return _train_along(recipe, data, Path(out), online_probe)
     with folders.locked_folder(out, resume=resume) as folder, contextlib.ExitStack() as stack:
+        stack.enter_context(folders.tells_of_space(folder))
         new = not (folder / "run.json").exists()
         if new:
             classes = _online_classes(online_probe, data)
@@ -127,17 +136,17 @@ def pretrain(
             objective={"name": type(model.objective).__name__, "config": _plain(model.objective.get_config())},
             feature_dim=encoders.feature_dim(model.encoder),
             image_shape=list(data.image_shape),
+            force=force,
             online_probe=None if classes is None else {"classes": classes},
             source=source,
         )
-        start = 0
-        for epoch, path in checkpoints(folder)[-1:]:
-            model.optimizer.build(model.trainable_variables)
-            model.load_weights(path)
-            start = epoch
+        stop = callbacks.StopOnSignal()
+        checkpoint = callbacks.Checkpoint(
+            folder / "checkpoints", resume=True, force=force, every_seconds=checkpoint_every
+        )
+        saved = checkpoint.load()
+        start = 0 if saved is None else saved.epoch
         folders.cut_history(folder / "history.csv", start)
-
-        stop, checkpoint = callbacks.StopOnSignal(), Checkpoint(folder)
         records = folder / "records.csv"
         previous = report.read_records(records) if records.exists() else None
         recorder = callbacks.Recorder(records, previous=previous)
@@ -151,37 +160,33 @@ def pretrain(
             recorder.listeners.append(lambda recorder: tools.record(recorder.rows[-1]["step"], recorder.rows[-1]))
         began = time.monotonic()
         failure = None
-        if start < recipe.epochs:
-            try:
-                with warnings.catch_warnings():  # the recipe's batch size is on record
-                    warnings.filterwarnings("ignore", message=".*incomplete last batch")
-                    model.fit(
-                        data,
-                        batch_size=min(recipe.batch_size, len(data)),
-                        epochs=recipe.epochs,
-                        initial_epoch=start,
-                        shuffle=recipe.shuffle_window or True,
-                        callbacks=[*watching, *tools.callbacks],
-                        verbose=0,
-                    )
-            except BaseException as error:
-                history_log.on_train_end()  # closes the file
-                recorder.close()
-                if new and not checkpoint.stepped:
-                    tools.withdraw()
-                    folders.withdraw(folder)
-                    raise
-                if not isinstance(error, NonFiniteLoss):
-                    raise
-                failure = error
-            finally:
-                stop.restore()
+        try:
+            with warnings.catch_warnings():  # the recipe's batch size is on record
+                warnings.filterwarnings("ignore", message=".*incomplete last batch")
+                model.fit(
+                    data,
+                    batch_size=min(recipe.batch_size, len(data)),
+                    epochs=recipe.epochs,
+                    shuffle=recipe.shuffle_window or True,
+                    callbacks=[*watching, *tools.callbacks],
+                    verbose=0,
+                )
+        except BaseException as error:
+            history_log.on_train_end()  # closes the file
+            recorder.close()
+            if new and not checkpoint.stepped:
+                tools.withdraw()
+                folders.withdraw(folder)
+                raise
+            if not isinstance(error, NonFiniteLoss):
+                raise
+            failure = error
+        finally:
+            stop.restore()
         seconds = time.monotonic() - began
-        finished = max(start, checkpoint.finished or 0)
+        finished = checkpoint.finished_epochs
         stopped_by = stop.received or ("collapse" if model.stop_training and guard.verdict is not None else None)
         stopped_by = "NaN" if failure is not None else stopped_by
-        if checkpoint.finished != checkpoint.saved and stopped_by is None:
-            checkpoint.save()
         history = report.read_history(folder / "history.csv") if (folder / "history.csv").exists() else {}
         if history:
             report.curves(history, folder / "curves.png", title=f"{recipe.objective}, {data.name}")
@@ -191,6 +196,7 @@ def pretrain(
             stopped_by=stopped_by,
             failure=None if failure is None else str(failure),
             restored_step=guard.restored_step,
+            broken_images={"count": len(data.replaced), "first": data.replaced[:100]} if data.replaced else None,
             seconds={"training": seconds, "recording": recorder.seconds, "checkpoints": checkpoint.seconds},
         )
         zoo.save_preset(
@@ -224,7 +230,9 @@ def pretrain(
         if failure is not None:
             raise failure
         verdicts = read(folder).verdicts
-    return Result(model, folder, history, finished, stopped_by, seconds, verdicts)
+    first = 0 if saved is None else saved.step
+    steps = distribution.as_int(model.steps)
+    return Result(model, folder, history, finished, stopped_by, seconds, verdicts, steps, first)
 
 
 def _train_along(recipe, data, folder, online_probe):
@@ -234,15 +242,13 @@ def _train_along(recipe, data, folder, online_probe):
     else:
         classes = _online_classes(online_probe, data)
     model = recipes.build(recipe, len(data), fit=False, online_probe=classes)
-    start = max((epoch for epoch, _ in checkpoints(folder)), default=0)  # the first process has the weights
     stop, began = callbacks.StopOnSignal(), time.monotonic()
-    if start < recipe.epochs:
-        try:
-            size = min(recipe.batch_size, len(data))
-            order = {"shuffle": recipe.shuffle_window or True, "batch_size": size, "initial_epoch": start}
-            model.fit(data, epochs=recipe.epochs, callbacks=[stop], verbose=0, **order)
-        finally:
-            stop.restore()
+    checkpoint = callbacks.Checkpoint(folder / "checkpoints", resume=True)  # the first process reads and writes them
+    try:
+        order = {"shuffle": recipe.shuffle_window or True, "batch_size": min(recipe.batch_size, len(data))}
+        model.fit(data, epochs=recipe.epochs, callbacks=[stop, checkpoint], verbose=0, **order)
+    finally:
+        stop.restore()
     return Result(model, folder, {}, recipe.epochs, stop.received, time.monotonic() - began)
 
 

@@ -1,4 +1,4 @@
-"""What computed a result: versions and hardware, without names of machines or places."""
+"""What computes here: versions and hardware, without names of machines or places."""
 
 import contextlib
 import os
@@ -9,15 +9,17 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import PIL
 
 from keras_issl import distribution
 
 
 def versions():
-    """Versions of what computed a result.
+    """Versions of what computes here.
 
     Returns:
-        A dict: `backend`, its name, and the versions of `keras_issl`, `keras`, the backend, `numpy` and `python`.
+        A dict: `backend`, its name, and the versions of `keras_issl`, `keras`, the backend, `numpy`, `pillow` (which
+        decodes images) and `python`.
 
     Example:
 
@@ -30,7 +32,7 @@ def versions():
     # Keras has imported its backend: there is no need to import it here.
     found = {"keras_issl": __version__, "keras": keras.__version__, "backend": backend}
     found |= {backend: str(getattr(sys.modules.get(backend), "__version__", "unknown"))}
-    return found | {"numpy": np.__version__, "python": platform.python_version()}
+    return found | {"numpy": np.__version__, "pillow": PIL.__version__, "python": platform.python_version()}
 
 
 def hardware():

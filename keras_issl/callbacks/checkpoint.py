@@ -1,0 +1,307 @@
+"""Saves a run, so that it can go on bit for bit after whatever ends it."""
+
+import concurrent.futures
+import time
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_issl import distribution
+from keras_issl.callbacks import checkpoint_files as files
+from keras_issl.callbacks.snapshot import Snapshot
+
+COST = 0.01  # share of the time that may go into checkpoints
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves all that a run is, and brings it back: a run that is resumed has the weights of one that never stopped.
+
+    `Pretrainer.fit` with this callback can be killed at any moment. The same call with `resume=True` goes on at the
+    batch after the last checkpoint, with the same weights, optimizer slots, moving averages, centres, queues, random
+    states, schedules and order of images, on all backends; on a CPU bit for bit (docs/long-runs.md says what an
+    accelerator needs for that). `fit` has to bring an array, an `ImageDataset` or `datasets.Batches`: of other streams
+    it cannot ask for batch k.
+
+    A checkpoint is copied to the host's memory between two steps and written by another thread, under a name that holds
+    its SHA-256, once all of it is on the disk. Where the newest is cut off or changed, the one before is taken, with a
+    warning. Of several processes the first writes, and gives the others what it reads.
+
+    Args:
+        folder: Where to keep them; it is made.
+        resume: Whether to go on from the newest checkpoint in the folder. Without it a folder that holds some is
+            refused. It may be true from the start: then the first call begins, and all others go on.
+        force: Whether to go on although the run was begun with other arguments, images or versions of libraries. What
+            differs is warned of and recorded.
+        every_steps: Steps between two checkpoints.
+        every_seconds: Or seconds. By default it is as often as costs 1 % of the time. One more is written where
+            training ends or is stopped.
+        keep: How many of the latest stay.
+
+    Attributes:
+        saved: The `Saved` (step, epoch, batch, ...) that the run went on from, or `None`.
+        step: The step of the last checkpoint that is on the disk, or `None`.
+        finished_epochs: How many epochs are done.
+        seconds: Time that it took, in this `fit`, of training; and of another thread.
+
+    Other callbacks keep their state in the checkpoints if they have `get_state()`, which returns what JSON can hold,
+    and `set_state(state)`, called after `on_train_begin`.
+
+    Raises:
+        ValueError: Arguments that contradict each other; a folder that holds checkpoints, without `resume`; or
+            checkpoints of another run, without `force`. `fit` raises it.
+        BrokenCheckpoint: A `ValueError`: there are checkpoints, and none can be read.
+        NoSpace: An `OSError`: the disk is full. The checkpoint before is whole.
+
+    Example:
+
+    >>> saving = keras_issl.callbacks.Checkpoint("checkpoints", resume=True)
+    >>> history = model.fit(images, batch_size=64, epochs=2, callbacks=[saving], verbose=0)
+    >>> saving.step
+    8
+    """
+
+    def __init__(self, folder, *, resume=False, force=False, every_steps=None, every_seconds=None, keep=2):
+        super().__init__()
+        if every_steps is not None and every_seconds is not None:
+            raise ValueError("`every_steps` and `every_seconds` should not both be given.")
+        for name, value in {"every_steps": every_steps, "keep": keep}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+                raise ValueError(f"`{name}` should be an integer of at least 1. Received: {value!r}")
+        if every_seconds is not None and not every_seconds > 0:
+            raise ValueError(f"`every_seconds` should be a positive number. Received: {every_seconds!r}")
+        self.folder, self.resume, self.force, self.kept = Path(folder), bool(resume), bool(force), keep
+        self.every_steps, self.every_seconds = every_steps, every_seconds
+        self.saved, self.step, self.finished_epochs, self.stepped = None, None, 0, False
+        self.facts, self.forced, self.others = {}, [], ()
+        self.seconds = self._written_seconds = 0.0
+        self._looked, self._writing, self._pool = False, None, None
+
+    # ------------------------------------------------------------------ before training: what is there
+    def load(self, changes=True):
+        """The newest checkpoint that can be read, a `Saved` or `None`; it is read once.
+
+        Args:
+            changes: Whether broken ones may be set aside; not while another process trains.
+
+        Raises:
+            ValueError: The folder holds checkpoints, and `resume` is false.
+            BrokenCheckpoint: None of them can be read.
+        """
+        if self._looked:
+            return self.saved
+        if files.listed(self.folder) and not self.resume:
+            raise ValueError(
+                f"`folder` should hold no checkpoints of another run. Received: {str(self.folder)!r}, with "
+                f"{files.listed(self.folder)[-1][1].name}. Pass resume=True to go on with it, or choose another."
+            )
+        say = (lambda text: warnings.warn(text, stacklevel=4)) if changes else None
+        self.saved = files.newest(self.folder, say) if self.resume else None
+        self._looked = True
+        if self.saved is not None:
+            self.step, self.finished_epochs = self.saved.step, self.saved.epoch
+            self.forced = self.saved.about.get("forced", [])
+        return self.saved
+
+    def begin(self, model, facts):
+        """Makes the folder, and brings the model to the newest checkpoint.
+
+        Args:
+            model: The `Pretrainer`, compiled, its optimizer built.
+            facts: What the run is, nested dicts of what JSON can hold; it is held against what was saved.
+
+        Returns:
+            A pair: (epoch, batch) to go on with, (0, 0) for a new run.
+        """
+        self.facts = facts
+        if distribution.is_writer():
+            self._make_folder()
+            saved = self.load()
+            if saved is not None:
+                self._check(saved.about["facts"], facts)
+            place = None if saved is None else [saved.step, saved.epoch, saved.batch]
+            if saved is None:
+                files.check_space(self.folder, (self.kept + 1) * files.size_of(Snapshot(model).arrays))
+        else:
+            place = None
+        place = distribution.from_first(place)
+        if place is None:
+            return 0, 0
+        self.restore(model)
+        self.finished_epochs = place[1]
+        return place[1], place[2]
+
+    def restore(self, model):
+        """Gives a model the state that was saved; of several processes the first one's, to all of them.
+
+        Raises:
+            ValueError: The model has other variables than the one that was saved.
+        """
+        snapshot = Snapshot(model)
+        if distribution.is_writer():
+            count = len(snapshot.arrays)
+            now, then = snapshot.arrays, self.saved.arrays[:count]
+            kinds = [[(a.shape, a.dtype.name) for a in arrays] for arrays in (now, then)]
+            if kinds[0] != kinds[1]:
+                at = next((i for i, (a, b) in enumerate(zip(*kinds, strict=False)) if a != b), min(map(len, kinds)))
+                names = [variable.path for variable in snapshot.variables(model)]
+                raise ValueError(
+                    f"`model` should be built like the one that was saved in {str(self.folder)!r}. Received: one that "
+                    f"differs from variable {at} of {count} on, {names[at]} {kinds[0][at]}; the file has "
+                    f"{kinds[1][at] if at < len(then) else 'no more'}. Build it as before."
+                )
+            snapshot.arrays = then
+        snapshot.arrays = distribution.arrays_from_first(snapshot.arrays)
+        snapshot.restore(model)
+
+    def restore_metrics(self, model):
+        """Gives the running means of the epoch back, once Keras has begun it; the first process has those of all."""
+        if self.saved is None:
+            return
+        variables = model.metrics_variables
+        for variable, array in zip(variables, self.saved.arrays[-len(variables) :], strict=True):
+            variable.assign(array)
+
+    def restore_callbacks(self):
+        """Gives other callbacks their states back."""
+        states = {} if self.saved is None else self.saved.about["states"]
+        for key, callback in self._stateful():
+            if key in states:
+                callback.set_state(states[key])
+
+    def _make_folder(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.clean(self.folder)
+            (self.folder / "tmp_0.npz").touch()
+            (self.folder / "tmp_0.npz").unlink()
+        except OSError as error:
+            raise ValueError(
+                f"`folder` should be a folder that can be written. Received: {str(self.folder)!r} ({error.strerror})."
+            ) from None
+
+    def _check(self, then, now):
+        found = differences(then, now)
+        if not found:
+            return
+        if not self.force:
+            raise ValueError(
+                f"The checkpoints in {str(self.folder)!r} are of another run, so this one cannot go on from them: "
+                f"{'; '.join(found)}. Ask for the same, choose another folder, or pass force=True (--force), which "
+                "records it."
+            )
+        warnings.warn(f"Going on although this is not the run that was begun: {'; '.join(found)}.", stacklevel=4)
+        self.forced = [*self.forced, {"step": self.saved.step, "changes": found}]
+
+    # ------------------------------------------------------------------ while it trains
+    def on_train_begin(self, logs=None):
+        self.seconds = self._written_seconds = 0.0
+        self.epoch, self.stepped = 0, False
+        self.done = distribution.as_int(self.model.steps)
+        self._last, self._last_at = (self.done if self.saved else None), time.monotonic()
+        self._pause = 0.0
+        if distribution.is_writer():
+            self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        first = self.params.get("initial_batch", 0) if epoch == self.params.get("initial_epoch", 0) else 0
+        self.epoch, self.epoch_first, self.batch = epoch, self.done - first, first
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batch, self.done, self.stepped = batch + 1, self.epoch_first + batch + 1, True
+        self._look()
+        if self.batch != self.params.get("steps") and (self.model.stop_training or self._due()):
+            self.save(self.epoch, self.batch)  # the end of an epoch has its own
+
+    def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        if self.batch == self.params.get("steps") or not self.model.stop_training:
+            self.finished_epochs = epoch + 1
+            if last or self._due():
+                self.save(epoch + 1, 0)
+        elif self._last != self.done:  # stopped by another process
+            self.save(epoch, self.batch)
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def _due(self):
+        if self.every_steps is not None:
+            return self.done // self.every_steps > (self._last or 0) // self.every_steps
+        if self._writing is not None:
+            return False
+        wait = self._pause if self.every_seconds is None else self.every_seconds
+        return time.monotonic() - self._last_at >= wait
+
+    def save(self, epoch, batch):
+        """Copies the state, and has it written."""
+        self._last = self.done
+        if self._pool is None:
+            return
+        self._look(wait=True)
+        began = time.monotonic()
+        snapshot = Snapshot(self.model)
+        if distribution.as_int(self.model.steps) != self.done:
+            return  # a collapse guard has put weights from before in their place
+        names = [variable.path for variable in snapshot.variables(self.model)]
+        metrics = [np.array(ops.convert_to_numpy(v.value)) for v in self.model.metrics_variables]
+        states = {key: callback.get_state() for key, callback in self._stateful()}
+        about = {"variables": names, "facts": self.facts, "states": states, "forced": self.forced}
+        saved = files.Saved(self.done, epoch, batch, [*snapshot.arrays, *metrics], about)
+        self._copied = time.monotonic() - began
+        self.seconds += self._copied
+        self._writing = self._pool.submit(self._write, saved)
+
+    def _write(self, saved):
+        began = time.monotonic()
+        files.write(self.folder, saved)
+        files.keep(self.folder, self.kept)
+        return saved.step, time.monotonic() - began
+
+    def _look(self, wait=False):
+        """Takes note of a checkpoint that has been written, or could not be."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return
+        writing, self._writing = self._writing, None
+        began = time.monotonic()
+        self.step, spent = writing.result()
+        self.seconds += time.monotonic() - began
+        self._written_seconds += spent
+        self._last_at, self._pause = time.monotonic(), (self._copied + spent) / COST
+
+    def close(self):
+        """Waits for what is being written.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                self._look(wait=True)
+            finally:
+                pool.shutdown()
+
+    def _stateful(self):
+        for number, callback in enumerate(self.others):
+            if callback is not self and hasattr(callback, "get_state") and hasattr(callback, "set_state"):
+                yield f"{number}:{type(callback).__name__}", callback
+
+
+def differences(then, now, place=""):
+    """What differs between two nested dicts, in words: `place.key: value there, value now`."""
+    found = []
+    for key in {**then, **now}:
+        a, b, where = then.get(key), now.get(key), f"{place}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{where}.")
+        elif a != b:
+            found.append(f"{where}: {_short(a)} there, {_short(b)} now")
+    return found
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

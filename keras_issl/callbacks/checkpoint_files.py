@@ -1,0 +1,237 @@
+"""The files of a run's checkpoints: one each, whole or not there, and known to be what was written.
+
+A file is an `.npz` archive: the arrays `000000`, `000001`, ... and `about`, JSON. Its name holds the step and the start
+of its SHA-256, `step_00001200-3fa9c1d2e4b5a697.npz`, so that a file that is cut off, changed or under another's name
+is told from the one that was written. It appears under that name once all of it is on the disk.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+_NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.npz")
+_ABOUT = "about"
+_FORMAT = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
+MARGIN = 1 << 20  # bytes beside the arrays that a file system may want
+
+
+class BrokenCheckpoint(ValueError):
+    """A file that is not the checkpoint it should be."""
+
+
+class NoSpace(OSError):
+    """The disk is full; the message says how much is needed, and what is still whole."""
+
+    def __str__(self):
+        return self.strerror
+
+
+@dataclasses.dataclass
+class Saved:
+    """A run at one moment.
+
+    Attributes:
+        step: Finished training steps.
+        epoch: The epoch it is in, from 0.
+        batch: How many batches of it are done.
+        arrays: Values of all variables, in order.
+        about: What else was written: `variables` (names), `facts` (what the run is), `states` (of callbacks).
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    arrays: list
+    about: dict
+
+
+def listed(folder):
+    """(step, path) of the checkpoints in a folder, oldest first."""
+    folder = Path(folder)
+    found = ((_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def write(folder, saved):
+    """Writes a checkpoint; nothing that is there changes before all of it is on the disk.
+
+    Args:
+        folder: A folder that exists.
+        saved: A `Saved`.
+
+    Returns:
+        The path.
+
+    Raises:
+        NoSpace: It does not fit on the disk.
+        OSError: It cannot be written for another reason.
+    """
+    folder, needed = Path(folder), size_of(saved.arrays)
+    temporary = folder / f"tmp_{os.getpid()}.npz"
+    try:
+        check_space(folder, needed)
+        with open(temporary, "wb") as file:
+            about = {"format": _FORMAT, "step": saved.step, "epoch": saved.epoch, "batch": saved.batch, **saved.about}
+            about["dtypes"] = [array.dtype.name for array in saved.arrays]
+            arrays = {f"{number:06d}": _plain(array) for number, array in enumerate(saved.arrays)}
+            np.savez(file, **arrays, **{_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)})
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"step_{saved.step:08d}-{_digest(temporary)}.npz"
+        os.replace(temporary, path)
+        _sync(folder)
+        return path
+    except OSError as error:
+        if isinstance(error, NoSpace) or error.errno not in _FULL:
+            raise
+        raise _no_space(folder, needed) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read(path):
+    """Reads a checkpoint.
+
+    Returns:
+        A `Saved`.
+
+    Raises:
+        BrokenCheckpoint: The file is not what was written under that name.
+    """
+    path = Path(path)
+    match = _NAME.fullmatch(path.name)
+    try:
+        if match is None or _digest(path) != match[2]:
+            raise BrokenCheckpoint(f"{path.name} is cut off or was changed: its SHA-256 is not that of its name")
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(file[_ABOUT].tobytes())
+            if about["format"] != _FORMAT:
+                raise BrokenCheckpoint(f"{path.name} is of format {about['format']}; this version reads {_FORMAT}")
+            arrays = [_typed(file[f"{number:06d}"], name) for number, name in enumerate(about["dtypes"])]
+        if about["step"] != int(match[1]):
+            raise BrokenCheckpoint(f"{path.name} holds step {about['step']}")
+        return Saved(about["step"], about["epoch"], about["batch"], arrays, about)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, BrokenCheckpoint):
+            raise
+        raise BrokenCheckpoint(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def newest(folder, say=None):
+    """The newest checkpoint that can be read.
+
+    Args:
+        folder: Where to look.
+        say: Called with a sentence if there was a broken one; newer ones that are broken are then set aside, under
+            `broken_...`. `None`: nothing is changed, as while another process writes there.
+
+    Returns:
+        A `Saved`, or `None` where there is none.
+
+    Raises:
+        BrokenCheckpoint: There are checkpoints, and none can be read.
+    """
+    reasons = []
+    for _, path in reversed(listed(folder)):
+        try:
+            saved = read(path)
+        except BrokenCheckpoint as error:
+            reasons.append((path, str(error)))
+            continue
+        if reasons and say is not None:
+            for broken, _ in reasons:
+                os.replace(broken, broken.with_name(f"broken_{broken.name}"))
+            names = "; ".join(reason for _, reason in reasons)
+            say(f"{names}. Kept as broken_...; the run goes on from step {saved.step}, the checkpoint before.")
+        return saved
+    if reasons and say is None and [path for _, path in listed(folder)] != [path for path, _ in reversed(reasons)]:
+        return newest(folder)  # they were replaced by newer ones meanwhile
+    if reasons:
+        raise BrokenCheckpoint(
+            f"No checkpoint in {str(folder)!r} can be read: {'; '.join(reason for _, reason in reasons)}. Copy a sound "
+            "one back, or move the folder away to begin anew."
+        )
+    return None
+
+
+def clean(folder):
+    """Removes what a process left that was killed while it wrote."""
+    for left in Path(folder).glob("tmp_*.npz"):
+        left.unlink(missing_ok=True)
+
+
+def keep(folder, count):
+    """Removes all but the newest `count` checkpoints."""
+    for _, path in listed(folder)[:-count]:
+        path.unlink(missing_ok=True)
+
+
+def size_of(arrays):
+    """Bytes of a checkpoint of these arrays, about."""
+    return sum(array.nbytes for array in arrays) + MARGIN
+
+
+def check_space(folder, needed):
+    """Raises `NoSpace` where so many bytes do not fit on the disk."""
+    if shutil.disk_usage(folder).free < needed:
+        raise _no_space(folder, needed)
+
+
+def is_full(error):
+    """Whether an error says that the disk is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _no_space(folder, needed):
+    free = shutil.disk_usage(folder).free
+    whole = listed(folder)
+    kept = f"The checkpoint of step {whole[-1][0]} is whole" if whole else "There is no checkpoint yet"
+    return NoSpace(
+        errno.ENOSPC,
+        f"No space left for a checkpoint in {str(folder)!r}: it takes {_bytes(needed)}, and {_bytes(free)} are free. "
+        f"{kept}. Make room and resume the run.",
+    )
+
+
+def _bytes(count):
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _plain(array):
+    """As NumPy's own files hold it: its types know nothing of bfloat16."""
+    array = np.asarray(array)
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _typed(array, name):
+    if array.dtype.name == name:
+        return array
+    import ml_dtypes  # of Keras's own requirements, for bfloat16 and float8
+
+    return array.view(getattr(ml_dtypes, name))
+
+
+def _digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _sync(folder):
+    """Makes the folder's list of files last through a power cut, where the system can."""
+    with contextlib.suppress(OSError, AttributeError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

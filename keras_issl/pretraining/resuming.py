@@ -1,0 +1,146 @@
+"""What `fit` does with a `callbacks.Checkpoint`: what a run is, and how Keras is made to go on within an epoch."""
+
+import contextlib
+import json
+
+import keras
+import numpy as np
+
+from keras_issl import datasets, distribution
+from keras_issl.callbacks import Checkpoint, StopTogether
+from keras_issl.environment import versions
+
+SAMPLE = 64  # images whose pixels stand for all
+
+
+def checkpoint_of(callbacks):
+    """The `Checkpoint` among callbacks, or `None`.
+
+    Raises:
+        ValueError: There are several.
+    """
+    found = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    if len(found) > 1:
+        raise ValueError(f"`callbacks` should hold one Checkpoint. Received: {len(found)}.")
+    return found[0] if found else None
+
+
+def check_seekable(x):
+    """Raises a `ValueError` for a stream that cannot be asked for a batch by its number."""
+    if not isinstance(x, datasets.Batches):
+        raise ValueError(
+            "`x` should be an array, an `ImageDataset` or `datasets.Batches` with a Checkpoint: a run goes on at "
+            f"batch k, and this stream cannot be asked for it. Received: {type(x).__name__}. Load the images with "
+            "`datasets.load`; or leave the Checkpoint away and use `keras.callbacks.BackupAndRestore`, which begins "
+            "an epoch anew, in another order."
+        )
+
+
+def facts_of(model, batches, epochs):
+    """What a run is, as far as its weights depend on it: nested dicts of what JSON can hold.
+
+    Args:
+        model: The `Pretrainer`.
+        batches: The `datasets.Batches` it trains on.
+        epochs: Of the run; it counts where schedules end with it.
+    """
+    objective, optimizer = model.objective, model.optimizer
+    facts = {
+        "objective": {"name": type(objective).__name__, **_config(objective)},
+        "augmentation": {"name": type(model.augmentation).__name__, **_config(model.augmentation)},
+        "optimizer": {"name": type(optimizer).__name__, **_config(optimizer)},
+        "precision": model.encoder.dtype_policy.name,
+        "order": {
+            "batch_size": batches.batch_size,
+            "steps_per_epoch": len(batches),
+            "shuffle": batches.shuffle,
+            "seed": batches.seed,
+            "drop_last": batches.drop_last,
+            "shards": batches.shards,
+        },
+        "images": _images(batches),
+        "versions": versions(),
+    }
+    if objective.uses_run_length:
+        facts["epochs"] = epochs
+    return json.loads(json.dumps(facts, default=_plain))
+
+
+def _config(thing):
+    """The configuration of what has one; names that Keras numbers say nothing."""
+    try:
+        config = keras.saving.serialize_keras_object(thing)["config"] if hasattr(thing, "get_config") else {}
+    except (NotImplementedError, ValueError, TypeError, KeyError):  # of a class that cannot say
+        config = {}
+    return {key: value for key, value in config.items() if key not in ("name", "trainable", "dtype")}
+
+
+def _images(batches):
+    count = len(batches.images)
+    chosen = np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)
+    return {
+        "count": count,
+        "sample": datasets.fingerprint(batches.images[chosen], None)[:16],
+        "labels": None if batches.labels is None else datasets.fingerprint(np.asarray(batches.labels))[:16],
+    }
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+
+
+class RunCallbacks(keras.callbacks.CallbackList):
+    """The callbacks of a run that may go on within an epoch, which takes two calls of Keras's `fit`.
+
+    They see one: it begins once and ends once, and batches keep their numbers.
+
+    Args:
+        callbacks: The callbacks.
+        checkpoint: The `Checkpoint` among them.
+        place: (epoch, batch) where the run goes on.
+        **options: As `keras.callbacks.CallbackList`.
+    """
+
+    def __init__(self, callbacks, checkpoint, place, **options):
+        epoch, batch = place
+        # What is saved is the state after all others have seen the step.
+        callbacks = sorted(callbacks, key=lambda c: 2 * isinstance(c, StopTogether) + isinstance(c, Checkpoint))
+        super().__init__(callbacks, add_history=True, initial_epoch=epoch, initial_batch=batch, **options)
+        self.checkpoint, self.place = checkpoint, place
+        self.first, self.last = True, batch == 0 or epoch + 1 == options["epochs"]  # of the calls of `fit`
+        checkpoint.others = self.callbacks
+
+    def on_train_begin(self, logs=None):
+        if self.first:
+            super().on_train_begin(logs)
+            self.checkpoint.restore_callbacks()
+
+    def on_train_end(self, logs=None):
+        if self.last or self.model.stop_training:
+            super().on_train_end(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._skipped = self.place[1] if self.first and epoch == self.place[0] else 0
+        if self._skipped and distribution.is_writer():
+            self.checkpoint.restore_metrics(self.model)
+        super().on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(batch + self._skipped, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch + self._skipped, logs)
+
+    def next_call(self):
+        """Between the two calls."""
+        self.first, self.last = False, True
+
+
+@contextlib.contextmanager
+def not_finalized(optimizer):
+    """Keeps the optimizer from putting averaged weights in place of those it trains, within a run that goes on."""
+    optimizer.finalize_variable_values = lambda *_: None
+    try:
+        yield
+    finally:
+        del optimizer.finalize_variable_values
