@@ -28,12 +28,21 @@ import pytest
 import keras_issl  # noqa: F401  chooses the backend before any test imports Keras
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also what is left out for its time, marked slow")
+
+
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # a million objects of imported packages, which each collection would look through again
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("slow"):
+        left_out = pytest.mark.skip(reason="slow: --slow runs it")
+        for item in items:
+            if any(not mark.args or keras.config.backend() in mark.args for mark in item.iter_markers("slow")):
+                item.add_marker(left_out)
     if keras.config.backend() != "torch":
         once = pytest.mark.skip(reason="the same on every backend: it runs on PyTorch")
         for item in items:

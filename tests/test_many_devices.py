@@ -4,6 +4,10 @@ import fcntl
 import os
 import pickle
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import many_devices
@@ -11,17 +15,31 @@ import members
 import numpy as np
 import pytest
 
+from keras_issl import runs
+
 BACKEND = keras.config.backend()
 ENGINES = [engine for engine, (backend, *_) in many_devices.ENGINES.items() if backend == BACKEND]
-# Means over the batch, features of all of it, a moving average, codes with a queue: `tools/device_equality.py` has
-# all objectives. TensorFlow traces each for every replica, and XLA compiles it, for seconds.
-OBJECTIVES = {"torch": ("DISSL", "CISSL", "BYOL", "SwAV"), "tensorflow": ("DISSL", "BYOL"), "jax": ("DISSL",)}
-OBJECTIVES = OBJECTIVES[BACKEND]
-LESS_MEMORY = ["DISSL+chunks+remat", "CISSL+chunks"] if BACKEND == "torch" else []
-FAULTS = {"torch": many_devices.FAULTS, "tensorflow": many_devices.FAULTS[:1], "jax": ()}[BACKEND]  # JAX has no seam
-FAULTS = [f"DISSL/{fault}" for fault in FAULTS]
-RUN = ["pretrain"] if BACKEND == "torch" else []
 TOLERANCE = 1e-5
+# Means over the batch, features of all of it, a moving average, codes with a queue. TensorFlow traces each for every
+# replica, and XLA compiles it, for seconds.
+QUICK = {"torch": ("DISSL", "CISSL", "BYOL", "SwAV"), "tensorflow": ("DISSL", "BYOL"), "jax": ("DISSL",)}[BACKEND]
+CHUNKED = ("DISSL+chunks+remat", "CISSL+chunks")
+FAULTS = () if BACKEND == "jax" else tuple(f"DISSL/{fault}" for fault in many_devices.FAULTS)  # JAX has no seam
+WHOLE_RUN = ("pretrain",)
+
+
+def marked(items, quick):
+    """Parameters, of which those that are not quick are left out without --slow."""
+    return [pytest.param(item, marks=[] if item in quick else [pytest.mark.slow]) for item in items]
+
+
+def chosen(items, quick, config):
+    return [item for item in items if item in quick or config.getoption("slow")]
+
+
+QUICK_CHUNKS = CHUNKED if BACKEND == "torch" else ()
+QUICK_FAULTS = {"torch": FAULTS, "tensorflow": FAULTS[:1], "jax": ()}[BACKEND]
+QUICK_RUN = WHOLE_RUN if BACKEND == "torch" else ()  # the others trace and compile it for a minute
 
 
 def shared(factory, name, make):
@@ -37,39 +55,39 @@ def shared(factory, name, make):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    return shared(tmp_path_factory, "one", lambda: many_devices.run(ENGINES[0], 1, [*OBJECTIVES, *RUN, "beside"]))
+def one(tmp_path_factory, pytestconfig):
+    items = chosen([*members.SMALL, *WHOLE_RUN], QUICK + QUICK_RUN, pytestconfig)
+    make = lambda: many_devices.run(ENGINES[0], 1, [*items, "beside"], timeout=3600)  # noqa: E731
+    return shared(tmp_path_factory, "one", make)
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
+def many(tmp_path_factory, pytestconfig):
+    quick = QUICK + QUICK_CHUNKS + QUICK_FAULTS + QUICK_RUN
+    items = chosen([*members.SMALL, *CHUNKED, *FAULTS, *WHOLE_RUN], quick, pytestconfig)
+
     def make():
-        found = {
-            ENGINES[0]: many_devices.run(
-                ENGINES[0], 2, [*OBJECTIVES, *LESS_MEMORY, *FAULTS, *RUN, "beside", "refusals"]
-            )
-        }
+        found = {ENGINES[0]: many_devices.run(ENGINES[0], 2, [*items, "beside", "refusals"], timeout=3600)}
         return found | {engine: many_devices.run(engine, 2, ["DISSL", "refusals"]) for engine in ENGINES[1:]}
 
     return shared(tmp_path_factory, "many", make)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_devices_train_as_one(engine, one, many):
-    for name in OBJECTIVES if engine == ENGINES[0] else ["DISSL"]:
+@pytest.mark.parametrize("name", marked(members.SMALL, QUICK))
+def test_two_devices_train_as_one(name, one, many):
+    for engine in ENGINES if name == "DISSL" else ENGINES[:1]:
         far = many_devices.distance(many[engine][name], one[name])
-        assert max(far.values()) < TOLERANCE, f"{name}: {far}"
+        assert max(far.values()) < TOLERANCE, f"{engine}: {far}"
 
 
-@pytest.mark.skipif(not LESS_MEMORY, reason="for the other engines: tools/device_equality.py")
-@pytest.mark.parametrize("name", LESS_MEMORY)
+@pytest.mark.parametrize("name", marked(CHUNKED, QUICK_CHUNKS))
 def test_with_less_memory_two_devices_train_as_one_does_with_all(name, one, many):
     far = many_devices.distance(many[ENGINES[0]][name], one[name.split("+")[0]])
     assert max(far.values()) < TOLERANCE, far
 
 
 @pytest.mark.skipif(not FAULTS, reason="JAX has no seam to break")
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", marked(FAULTS, QUICK_FAULTS))
 def test_a_wrong_seam_is_seen(fault, one, many):
     assert many_devices.distance(many[ENGINES[0]][fault], one["DISSL"])["weights"] > 10 * TOLERANCE
 
@@ -114,9 +132,9 @@ def test_snippets_of_the_page_run(title, tmp_path):
     assert (tmp_path / "trained").is_dir() == ("save_preset" in SNIPPETS[title])
 
 
-@pytest.mark.skipif(not RUN, reason="the others trace and compile it for a minute")
-def test_a_run_on_two_devices_is_the_run_on_one(one, many):
-    found, expected = many[ENGINES[0]]["pretrain"], one["pretrain"]
+@pytest.mark.parametrize("name", marked(WHOLE_RUN, QUICK_RUN))
+def test_a_run_on_two_devices_is_the_run_on_one(name, one, many):
+    found, expected = many[ENGINES[0]][name], one[name]
     assert found["names"] == expected["names"]
     (first, second), (wanted, later) = found["history"]["loss"], expected["history"]["loss"]
     assert first == pytest.approx(wanted, rel=1e-5)
@@ -127,3 +145,25 @@ def test_a_run_on_two_devices_is_the_run_on_one(one, many):
 def test_the_training_step_of_every_objective_lowers_for_eight_accelerators():
     """On one: test_pretraining.py."""
     assert many_devices.run(ENGINES[0], 8, ["lower"])["lower"] == dict.fromkeys(members.SMALL, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="the others need no processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_of_a_run_save_when_they_are_asked_to_end_and_go_on(number, tmp_path):
+    """From a shell: the signal reaches the command alone, which hands it on; exit status 0, and `--resume` finishes."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "keras_issl.cli", "pretrain", "digits", "--limit", "256", "--batch-size", "32"]
+    command += ["--epochs", "12", "--devices", "2", "--out", str(run), "--no-page"]
+    environment = many_devices.environment(ENGINES[0], 2)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    end = time.monotonic() + 120
+    while not runs.checkpoints(run):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert "stopped by SIGTERM" in said and "--resume goes on, from step" in said
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0 and "trained 12 epochs" in done.stdout, done.stdout + done.stderr

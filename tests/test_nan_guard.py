@@ -103,8 +103,14 @@ def healthy(faulty):
     return note.before
 
 
-# Twenty times where nothing is compiled; elsewhere each kind once.
-@pytest.mark.parametrize("draw", range(20 if keras.config.backend() == "torch" else len(KINDS)))
+def draws():
+    """Twenty; without --slow each kind once, and a few more where nothing is compiled."""
+    for draw in range(20):
+        marks = [pytest.mark.slow("tensorflow", "jax")] if draw >= len(KINDS) else []
+        yield pytest.param(draw, marks=[*marks, *([pytest.mark.slow] if draw >= 8 else [])])
+
+
+@pytest.mark.parametrize("draw", draws())
 def test_the_first_bad_step_and_tensor_are_named_and_the_weights_before_it_are_back(draw, faulty, healthy):
     rng = np.random.default_rng(draw)
     kind, step = KINDS[draw % len(KINDS)], int(rng.integers(1, STEPS_PER_EPOCH * EPOCHS))

@@ -44,7 +44,7 @@ def fitted(model, *args, **kwargs):
 @pytest.fixture(scope="module")
 def another_backend(tmp_path_factory):
     """A folder with the weights of every objective after three steps on another backend."""
-    other = {"tensorflow": "jax", "torch": "tensorflow"}[BACKEND]
+    other = {"tensorflow": "jax", "torch": "tensorflow", "jax": "torch"}[BACKEND]
     folder = tmp_path_factory.mktemp(other)
     command = [sys.executable, Path(one_step.__file__), folder]
     result = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": other}, capture_output=True, text=True)
@@ -52,7 +52,7 @@ def another_backend(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="TensorFlow is compared with JAX, and PyTorch with TensorFlow")
+@pytest.mark.slow("jax")  # TensorFlow is compared with JAX, and PyTorch with TensorFlow
 @pytest.mark.parametrize("objective", members.SMALL)
 def test_weights_after_three_steps_equal_another_backend(objective, another_backend):
     theirs, ours = np.load(another_backend / f"{objective}.npz"), one_step.step(objective)

@@ -92,6 +92,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow("tensorflow", "jax")  # test_checkpoints.py does it with `fit`
 def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
     """A real Ctrl-C in a real process; the resumed run equals the uninterrupted one, bit for bit."""
     recipe = tiny(epochs=20)
@@ -239,6 +240,7 @@ def photographs(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow("jax")
 def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # reports are written to reports/
     run = str(tmp_path / "run")
@@ -260,6 +262,7 @@ def test_pretrain_probe_and_features_on_a_folder_of_images(photographs, tmp_path
 
 
 @pytest.mark.backend_independent
+@pytest.mark.slow("tensorflow", "jax")
 def test_a_plain_folder_needs_no_splits(photographs, tmp_path, capsys, monkeypatch):
     """Images in class folders, or in no folders at all: the case that most users begin with."""
     monkeypatch.chdir(tmp_path)

@@ -23,8 +23,10 @@ from unittest import mock
 import numpy as np
 
 # Pairs stand side by side: the fit with and without its guard, the fit without and with its records.
-CONTESTANTS = ("without NaNGuard", "plain", "recorded", "online probe", "epochs")
-PAIRS = (("plain", "without NaNGuard"), ("recorded", "plain"), ("online probe", "plain"))
+CONTESTANTS = ("without NaNGuard", "plain", "recorded", "online probe", "checkpoints", "epochs")
+PAIRS = (("plain", "without NaNGuard"), ("recorded", "plain"), ("online probe", "plain"), ("checkpoints", "plain"))
+# Contestant -> what its own time is called: a part of its fit, held against the rest of that fit.
+INSIDE = {"recorded": "inside the callbacks", "checkpoints": "saving, both threads"}
 GOAL = 1.02  # time of a recorded fit over a plain one's
 ENOUGH = 6  # rounds: of fewer there is no 95 % interval, and the goal is not judged
 CLASSES = 10
@@ -120,14 +122,14 @@ class Fits:
         self.facts = {"steps": count // batch * self.recipe.epochs, "batch": batch, "look": look}
 
     def fit(self, who, epochs=None):
-        """Seconds of one fit and of all cores in it; of the recorder's first look, and inside all that records."""
+        """Seconds of one fit and of all cores in it; of the first look, and inside all that records or saves."""
         import keras
 
         from keras_issl import callbacks
         from keras_issl.pretraining import pretrainer
 
         name = who if who in self.models else "plain"
-        model, recorder, looks, watching, own = self.models[name], None, [], [], None
+        model, recorder, looks, watching, own, saving = self.models[name], None, [], [], None, None
         self.starts[name].restore(model)
         # The same `fit` with a callback that does nothing where it puts its guard.
         guard = keras.callbacks.Callback if who == "without NaNGuard" else callbacks.NaNGuard
@@ -138,6 +140,9 @@ class Fits:
                 others = [callbacks.CollapseGuard(recorder), callbacks.Progress(recorder, io.StringIO())]
                 own = timed([recorder, *others])
                 watching = [own, after]
+            if who == "checkpoints":
+                saving = callbacks.Checkpoint(Path(folder) / "checkpoints")
+                watching = [saving]
             gc.collect()
             began, used = time.perf_counter(), time.process_time()
             model.fit(
@@ -149,6 +154,7 @@ class Fits:
             )
             seconds, used = time.perf_counter() - began, time.process_time() - used
         inside = 0.0 if own is None else own.inside
+        inside += 0.0 if saving is None else saving.seconds + saving.written_seconds
         recording = 0.0 if recorder is None else recorder.seconds
         look = looks[0] if looks else 0.0
         return {"seconds": seconds, "cpu": used, "look": look, "inside": inside, "own": recording}
@@ -306,12 +312,12 @@ def rows_of(rounds, case, backend, row):
         if not {who, base} <= rounds[0].keys():
             continue
         yield pair(case, who, base, goal=GOAL if who == "recorded" and len(rounds) >= ENOUGH else None)
-    if "recorded" in rounds[0]:
+    for who in INSIDE.keys() & rounds[0].keys():
         # Two parts of one fit: no noise between fits enters. All that is paid, where steps are synchronous as on a CPU.
-        ratios = [1 + r["recorded"]["inside"] / (r["recorded"]["seconds"] - r["recorded"]["inside"]) for r in rounds]
+        ratios = [1 + r[who]["inside"] / (r[who]["seconds"] - r[who]["inside"]) for r in rounds]
         goal = GOAL if len(rounds) >= ENOUGH else None
-        name, ratio = f"{backend}, fit / all of it but inside the callbacks", statistics.median(ratios)
-        inside = row("recording", case, name, seconds("recorded", "inside"), "s", ratio, goal, at_most=True)
+        name, ratio = f"{backend}, fit / all of it but {INSIDE[who]}", statistics.median(ratios)
+        inside = row("recording", case, name, seconds(who, "inside"), "s", ratio, goal, at_most=True)
         yield inside | {"interval": median_interval(ratios)}
     if not {"recorded", "plain"} <= rounds[0].keys():
         return

@@ -340,7 +340,7 @@ def shards(folder, report, expected, options):
         run = Run(folder / f"shard-{on_error}", data=file, on_error=on_error, epochs=20)
         process = run.start()
         with open(file, "r+b") as broken:
-            broken.seek(place.data_page_offset)
+            broken.seek(place.dictionary_page_offset or place.data_page_offset)
             broken.write(b"\xff" * place.total_compressed_size)
         said, code = run.end(process)
         if on_error == "raise":

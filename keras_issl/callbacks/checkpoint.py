@@ -44,7 +44,8 @@ class Checkpoint(keras.callbacks.Callback):
         saved: The `Saved` (step, epoch, batch, ...) that the run went on from, or `None`.
         step: The step of the last checkpoint that is on the disk, or `None`.
         finished_epochs: How many epochs are done.
-        seconds: Time that it took, in this `fit`, of training; and of another thread.
+        seconds: Time that it took of training, in this `fit`.
+        written_seconds: And of the thread that writes.
 
     Other callbacks keep their state in the checkpoints if they have `get_state()`, which returns what JSON can hold,
     and `set_state(state)`, called after `on_train_begin`.
@@ -76,7 +77,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.saved, self.step, self.finished_epochs, self.stepped = None, None, 0, False
         self.facts, self.forced, self.others = {}, [], ()
-        self.seconds = self._written_seconds = 0.0
+        self.seconds = self.written_seconds = 0.0
         self._looked, self._writing, self._pool = False, None, None
 
     # ------------------------------------------------------------------ before training: what is there
@@ -197,7 +198,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     # ------------------------------------------------------------------ while it trains
     def on_train_begin(self, logs=None):
-        self.seconds = self._written_seconds = 0.0
+        self.seconds = self.written_seconds = 0.0
         self.epoch, self.stepped = 0, False
         self.done = distribution.as_int(self.model.steps)
         self._last, self._last_at = (self.done if self.saved else None), time.monotonic()
@@ -268,7 +269,7 @@ class Checkpoint(keras.callbacks.Callback):
         began = time.monotonic()
         self.step, spent = writing.result()
         self.seconds += time.monotonic() - began
-        self._written_seconds += spent
+        self.written_seconds += spent
         self._last_at, self._pause = time.monotonic(), (self._copied + spent) / COST
 
     def close(self):

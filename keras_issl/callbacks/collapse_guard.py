@@ -10,7 +10,7 @@ from keras_issl.callbacks.budget import Budget
 from keras_issl.callbacks.snapshot import Snapshot, not_finite
 
 ACTIONS = ("warn", "stop", "rollback")
-COST = 0.005  # share of the time that may go into verdicts
+COST = 0.0025  # share of the time that may go into verdicts
 COPIES = 0.02  # and into copies of the weights, for who asks for a rollback
 KEPT = 4  # copies of the weights beside the first, `PATIENCE` rows apart: a collapse is acted on long after it began
 PATIENCE = 10  # rows, a twentieth of a run; twice as many where it was so from the start, as before learning begins
@@ -23,7 +23,7 @@ class CollapseGuard(keras.callbacks.Callback):
     A collapse (a uniform teacher, a single class, equal features, ...) that has lasted for ten rows, a twentieth of the
     run, or for twenty if it was there from the start, is warned of once; or stops the run; or stops it and gives the
     model the weights from before the collapse began. It warns as well where the device waits for its
-    input, where the views of an image are copies and where the learning rate is 0. Judging takes at most 0.5 % of the
+    input, where the views of an image are copies and where the learning rate is 0. Judging takes at most 0.25 % of the
     time, and copies of the weights, which only a rollback needs, 2 %; up to five of them stay in the host's memory.
 
     Args:

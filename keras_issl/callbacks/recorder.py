@@ -16,7 +16,7 @@ from keras_issl.callbacks.representation import FixedViews
 
 ROWS = 200  # of a whole run
 EVERY = 50  # steps a row, of a run whose length is not known
-COST = 0.005  # share of the time that may go into measuring the representation
+COST = 0.0025  # share of the time that may go into measuring the representation
 BUSY = 0.9  # TensorFlow makes batches ahead: the device waits for them when making them takes nearly all the time
 WEIGHT = "online_labels"  # labelled images a step, which an online probe's means weigh; no column
 DECODING = "input_images_per_second"
@@ -39,7 +39,7 @@ class Recorder(keras.callbacks.Callback):
     - `input_images_per_second`, where images are decoded when they are asked for: what reading and decoding delivers,
       waited for or not;
     - `effective_rank` and `within_between` of fixed images (see `FixedViews`), measured at ends of epochs, as often as
-      costs 0.5 % of the time, and at the end of the run; they stand in the row that follows.
+      costs 0.25 % of the time, and at the end of the run; they stand in the row that follows.
 
     Args:
         path: A CSV file to write, or `None` to keep the rows in memory alone.

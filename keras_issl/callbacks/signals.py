@@ -2,14 +2,17 @@
 
 import signal
 import threading
+import time
 
 import keras
+
+AGAIN = 1.0  # seconds after which a signal is meant as a second one
 
 
 class StopOnSignal(keras.callbacks.Callback):
     """Turns Ctrl-C and SIGTERM into a stop at the next batch, so that what there is can be saved.
 
-    A second Ctrl-C interrupts at once. Handlers are only installed in the main thread, and the
+    A second Ctrl-C, a second or more later, interrupts at once. Handlers are only installed in the main thread, and the
     previous ones come back when training ends.
 
     Attributes:
@@ -18,7 +21,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.received, self._previous = None, {}
+        self.received, self._at, self._previous = None, 0.0, {}
 
     def on_train_begin(self, logs=None):
         if threading.current_thread() is not threading.main_thread():
@@ -27,9 +30,12 @@ class StopOnSignal(keras.callbacks.Callback):
             self._previous[number] = signal.signal(number, self._handle)
 
     def _handle(self, number, frame):
+        now = time.monotonic()
         if self.received is not None:
+            if now - self._at < AGAIN:  # the same one, by way of another process
+                return
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received, self._at = signal.Signals(number).name, now
 
     def on_train_batch_end(self, batch, logs=None):
         if self.received is not None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -96,12 +97,35 @@ def _devices(args, out):
         return
     if keras.config.backend() == "torch" and count > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "keras_issl.cli"]
-        done = subprocess.run([sys.executable, *launch, *args.command_line, "--out", str(out)])
-        raise SystemExit(done.returncode)
+        raise SystemExit(_launch([sys.executable, *launch, *args.command_line, "--out", str(out)], out))
     with distribution.data_parallel(count), contextlib.ExitStack() as stack:
         if not distribution.is_writer():  # one of them speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield
+
+
+def _launch(command, out):
+    """Runs the processes of a run and hands signals on to them; the exit status is 0 if they saved and ended."""
+    from keras_issl import runs
+
+    # In a session of their own: Ctrl-C at a terminal reaches them once, through us, and not the launcher besides.
+    launcher = subprocess.Popen(command, start_new_session=True)
+    asked, numbers = [], [signal.SIGINT, signal.SIGTERM]
+
+    def hand_on(number, frame):
+        asked.append(number)
+        launcher.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        status = launcher.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked and status:  # the launcher finds it an error that it was asked to end
+        with contextlib.suppress(ValueError):
+            status = 0 if runs.read(out).stopped_by else status
+    return status
 
 
 def _train(args, make_recipe, out):

@@ -139,7 +139,10 @@ def gather(x):
     if _whole(x):
         return x
     if keras.config.backend() == "tensorflow":
-        return _tensorflow_replica().all_gather(x, axis=0)
+        gathered = _tensorflow_replica().all_gather(x, axis=0)
+        # Of more than two replicas TensorFlow forgets what is known of the shape.
+        gathered.set_shape((x.shape[0] and x.shape[0] * num_replicas(), *x.shape[1:]))
+        return gathered
     _, gathered = _torch_collectives()
     return gathered(x)
 
