@@ -110,7 +110,7 @@ def draws():
         yield pytest.param(draw, marks=[*marks, *([pytest.mark.slow] if draw >= 8 else [])])
 
 
-@pytest.mark.parametrize("draw", draws())
+@pytest.mark.parametrize("draw", list(draws()))
 def test_the_first_bad_step_and_tensor_are_named_and_the_weights_before_it_are_back(draw, faulty, healthy):
     rng = np.random.default_rng(draw)
     kind, step = KINDS[draw % len(KINDS)], int(rng.integers(1, STEPS_PER_EPOCH * EPOCHS))

@@ -116,8 +116,10 @@ def die_in_a_write(files, np, rng):
 class Run:
     """Processes of one run, one after the other."""
 
+    longest = 0.0  # seconds that any process took to end
+
     def __init__(self, out, *, fault="", epochs=EPOCHS, data=None, on_error="raise", processes=1, prefix=()):
-        self.out, self.longest, self.starts = Path(out), 0.0, []
+        self.out, self.starts = Path(out), []
         self.command = [__file__, "--child", str(out), "--epochs", str(epochs), "--on-error", on_error]
         self.command += ["--data", str(data)] if data else []
         self.fault, self.processes, self.prefix = fault, processes, list(prefix)
@@ -147,7 +149,7 @@ class Run:
         except subprocess.TimeoutExpired:
             process.kill()
             said = process.communicate()[0]
-        self.longest = max(self.longest, time.monotonic() - began)
+        Run.longest = max(Run.longest, time.monotonic() - began)
         return "".join(process.heard) + said, process.returncode
 
     def finish(self, seed=0, limit=600):
@@ -169,7 +171,7 @@ class Report:
     """Fault -> outcome -> count."""
 
     def __init__(self):
-        self.counts, self.bad, self.longest = collections.defaultdict(collections.Counter), [], 0.0
+        self.counts, self.bad = collections.defaultdict(collections.Counter), []
 
     def add(self, fault, outcome, good=True, detail=""):
         self.counts[fault][outcome] += 1
@@ -181,7 +183,6 @@ class Report:
     def compare(self, fault, run, expected, said=""):
         same = state(run.out) == expected
         self.add(fault, "same weights, slots and states" if same else "OTHER WEIGHTS", same, said)
-        self.longest = max(self.longest, run.longest)
 
 
 def kills(folder, report, expected, options):
@@ -416,7 +417,7 @@ def main():
             print(f"| {fault} | {outcome} | {count} |")
     print(
         f"\n{os.environ.get('KERAS_BACKEND')}, {time.monotonic() - began:.0f} s. The longest wait for an end: "
-        f"{report.longest:.1f} s."
+        f"{Run.longest:.1f} s."
     )
     if resumes:
         resumes = sorted(resumes[1:])
@@ -424,7 +425,7 @@ def main():
             f"From the start of the process to its first step: {whole.starts[0]:.1f} s for a new run, "
             f"{resumes[len(resumes) // 2]:.1f} s (median; at most {resumes[-1]:.1f}) for {len(resumes)} resumed ones."
         )
-    sys.exit(bool(report.bad) or report.longest > HANG)
+    sys.exit(bool(report.bad) or Run.longest > HANG)
 
 
 if __name__ == "__main__":
