@@ -84,6 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_history_and_records(objective,
     assert_same_records(folder.with_suffix(".csv"), columns)
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_a_run_that_is_stopped_again_and_again_is_the_same_run(whole, tmp_path):
     """Stopped at once after every fourth step, which also hits ends of epochs; each time a new model goes on."""
 
