@@ -367,6 +367,21 @@ def test_wrong_arguments_are_refused(arguments, words):
 
 
 @pytest.mark.backend_independent
+def test_two_runs_at_once_do_not_write_into_one_folder(tmp_path):
+    class Another(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 5:
+                with pytest.raises(ValueError, match="`folder` should be of this run alone"):
+                    train("DISSL", tmp_path / "run")
+
+    train = resumed_run.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resumed_run, "Kill", lambda _: Another())
+        assert train("DISSL", tmp_path / "run", kill_at=1)[-1].step == 30
+    assert train("DISSL", tmp_path / "run")[-1].saved.step == 30, "it is free again"
+
+
+@pytest.mark.backend_independent
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="`folder` should be a folder that can be written.*Not a directory"):

@@ -78,7 +78,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.saved, self.step, self.finished_epochs, self.stepped = None, None, 0, False
         self.facts, self.forced, self.others = {}, [], ()
         self.seconds = self.written_seconds = 0.0
-        self._looked, self._writing, self._pool = False, None, None
+        self._looked, self._writing, self._pool, self._lock = False, None, None, None
 
     # ------------------------------------------------------------------ before training: what is there
     def load(self, changes=True):
@@ -173,15 +173,28 @@ class Checkpoint(keras.callbacks.Callback):
                 callback.set_state(states[key])
 
     def _make_folder(self):
+        """Makes the folder, and keeps other runs out of it until `close`."""
+        if self._lock is not None:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.clean(self.folder)
-            (self.folder / "tmp_0.npz").touch()
-            (self.folder / "tmp_0.npz").unlink()
+            lock = open(self.folder / "lock", "a")  # noqa: SIM115  `close` closes it
         except OSError as error:
             raise ValueError(
                 f"`folder` should be a folder that can be written. Received: {str(self.folder)!r} ({error.strerror})."
             ) from None
+        try:
+            files.hold(lock)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(
+                f"`folder` should be of this run alone. Received: {str(self.folder)!r}, where another run is writing. "
+                "Wait for it, or choose another."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        self._lock = lock
+        files.clean(self.folder)
 
     def _check(self, then, now):
         found = differences(then, now)
@@ -273,17 +286,21 @@ class Checkpoint(keras.callbacks.Callback):
         self._last_at, self._pause = time.monotonic(), (self._copied + spent) / COST
 
     def close(self):
-        """Waits for what is being written.
+        """Waits for what is being written, and lets others into the folder.
 
         Raises:
             OSError: It could not be written.
         """
         pool, self._pool = self._pool, None
-        if pool is not None:
-            try:
+        try:
+            if pool is not None:
                 self._look(wait=True)
-            finally:
+        finally:
+            if pool is not None:
                 pool.shutdown()
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def _stateful(self):
         for number, callback in enumerate(self.others):

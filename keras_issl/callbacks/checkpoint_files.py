@@ -55,6 +55,26 @@ class Saved:
     about: dict
 
 
+def hold(file):
+    """Takes an exclusive lock on an open file; the system releases it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: Another holds it, and is alive.
+        OSError: The file system has no locks.
+    """
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(str(error)) from None
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def listed(folder):
     """(step, path) of the checkpoints in a folder, oldest first."""
     folder = Path(folder)

@@ -240,24 +240,25 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         if not self.optimizer.built:  # a copy of the state has to be whole from the first step on
             with distribution.scope_of(self):
                 self.optimizer.build(self.trainable_variables)
-        checkpoint, place = self._go_on(x, epochs, callbacks, kwargs.pop("initial_epoch", 0))
-        self._begin_run(x, epochs, place, steps_per_epoch)
-        if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
-            callbacks = self._with(callbacks, x.callback())
-            reorder, steps_per_epoch = False, None  # the batches hold them
-        guarded = any(isinstance(callback, NaNGuard) for callback in self._with(callbacks))
-        callbacks = callbacks if guarded else self._with(callbacks, NaNGuard())
-        if distribution.share_of_process()[1] > 1:
-            callbacks = [*self._with(callbacks), StopTogether()]
-            verbose = verbose if distribution.is_writer() else 0
-        self.batches = x if isinstance(x, datasets.Batches) else None
-        options = {"validation_data": validation_data, "shuffle": reorder, "steps_per_epoch": steps_per_epoch, **kwargs}
+        checkpoint = checkpoint_of(self._with(callbacks))
         try:
+            place = self._place(checkpoint, x, epochs, kwargs.pop("initial_epoch", 0))
+            self._begin_run(x, epochs, place, steps_per_epoch)
+            if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
+                callbacks = self._with(callbacks, x.callback())
+                reorder, steps_per_epoch = False, None  # the batches hold them
+            guarded = any(isinstance(callback, NaNGuard) for callback in self._with(callbacks))
+            callbacks = callbacks if guarded else self._with(callbacks, NaNGuard())
+            if distribution.share_of_process()[1] > 1:
+                callbacks = [*self._with(callbacks), StopTogether()]
+                verbose = verbose if distribution.is_writer() else 0
+            self.batches = x if isinstance(x, datasets.Batches) else None
+            options = {"validation_data": validation_data, "shuffle": reorder, "steps_per_epoch": steps_per_epoch}
+            options |= kwargs
             if checkpoint is not None:
                 return self._fit_on(x, epochs, place, verbose, callbacks, checkpoint, options)
-            return super().fit(
-                x, y, epochs=epochs, initial_epoch=place[0], verbose=verbose, callbacks=callbacks, **options
-            )
+            options |= {"initial_epoch": place[0], "verbose": verbose}
+            return super().fit(x, y, epochs=epochs, callbacks=callbacks, **options)
         except NonFiniteLoss as error:
             raise explain(self, error, x) from None
         except Exception as error:
@@ -267,21 +268,20 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         finally:
             self.batches, self.images_per_step = None, None
             if checkpoint is not None:
-                with contextlib.suppress(OSError):  # beside what ended the run
+                with contextlib.suppress(Exception):  # what ended the run is what is told
                     checkpoint.close()
 
-    def _go_on(self, x, epochs, callbacks, initial_epoch):
-        """The `Checkpoint` among the callbacks, and (epoch, batch) that the run goes on with."""
-        checkpoint = checkpoint_of(self._with(callbacks))
+    def _place(self, checkpoint, x, epochs, initial_epoch):
+        """(epoch, batch) that the run begins or goes on with; the model is brought there."""
         if checkpoint is None:
-            return None, (initial_epoch, 0)
+            return initial_epoch, 0
         check_seekable(x)
         if initial_epoch:
             raise ValueError(
                 "`initial_epoch` should be left out with a Checkpoint, which knows where the run goes on. Received: "
                 f"{initial_epoch}."
             )
-        return checkpoint, checkpoint.begin(self, facts_of(self, x, epochs))
+        return checkpoint.begin(self, facts_of(self, x, epochs))
 
     def _fit_on(self, x, epochs, place, verbose, callbacks, checkpoint, options):
         """Keras's `fit` from a batch within an epoch on: the rest of that epoch, and the epochs after it."""

@@ -67,12 +67,19 @@ def facts_of(model, batches, epochs):
 
 
 def _config(thing):
-    """The configuration of what has one; names that Keras numbers say nothing."""
+    """The configuration of what has one."""
     try:
         config = keras.saving.serialize_keras_object(thing)["config"] if hasattr(thing, "get_config") else {}
     except (NotImplementedError, ValueError, TypeError, KeyError):  # of a class that cannot say
         config = {}
-    return {key: value for key, value in config.items() if key not in ("name", "trainable", "dtype")}
+    return _nameless({key: value for key, value in config.items() if key not in ("trainable", "dtype")})
+
+
+def _nameless(config):
+    """Without names: Keras numbers them by what else a process has made."""
+    if isinstance(config, dict):
+        return {key: _nameless(value) for key, value in config.items() if key != "name"}
+    return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _images(batches):

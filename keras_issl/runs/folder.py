@@ -14,23 +14,8 @@ import keras
 
 from keras_issl import _backend, results
 from keras_issl.callbacks.checkpoint import differences
-from keras_issl.callbacks.checkpoint_files import NoSpace, is_full, listed
+from keras_issl.callbacks.checkpoint_files import NoSpace, hold, is_full, listed
 from keras_issl.zoo.layout import write_json
-
-
-def _lock(file):
-    """Takes an exclusive lock that the system releases when the process ends, however it ends."""
-    if os.name == "nt":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError(str(error)) from None
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
@@ -69,7 +54,7 @@ def locked_folder(path, *, resume=False):
         ) from None
     with file:
         try:
-            _lock(file)
+            hold(file)
         except BlockingIOError:  # the system releases it with the process: who holds it is alive
             file.seek(0)
             raise ValueError(
@@ -157,6 +142,7 @@ def withdraw(folder):
     if history.exists() and not history.stat().st_size:
         history.unlink()
     (folder / "records.csv").unlink(missing_ok=True)  # a look at the encoder before its first step
+    (folder / "checkpoints" / "lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty
         (folder / "checkpoints").rmdir()
 
