@@ -117,6 +117,16 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path):
 
 
 @pytest.mark.backend_independent
+def test_one_checkpoint_serves_one_fit_after_the_other(tmp_path):
+    """The second goes on where the first one ended; one of fewer epochs than are done trains nothing."""
+    model, saving = resumed_run.model("DISSL"), callbacks.Checkpoint(tmp_path / "run", resume=True, every_steps=7)
+    data = (resumed_run.images(), np.zeros(84, int))
+    epochs = [model.fit(data, batch_size=8, epochs=n, callbacks=[saving], verbose=0).epoch for n in (1, 3, 2)]
+    assert epochs[:2] == [[0], [1, 2]] and not epochs[2]
+    assert int(ops.convert_to_numpy(model.steps)) == 30 and saving.step == 30
+
+
+@pytest.mark.backend_independent
 def test_others_see_one_run_and_their_batches_keep_their_numbers(tmp_path):
     class Witness(keras.callbacks.Callback):
         def __init__(self, stop_at=None):

@@ -82,7 +82,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     # ------------------------------------------------------------------ before training: what is there
     def load(self, changes=True):
-        """The newest checkpoint that can be read, a `Saved` or `None`; it is read once.
+        """The newest checkpoint that can be read, a `Saved` or `None`; it is read once for each `fit`.
 
         Args:
             changes: Whether broken ones may be set aside; not while another process trains.
@@ -143,7 +143,7 @@ class Checkpoint(keras.callbacks.Callback):
         snapshot = Snapshot(model)
         if distribution.is_writer():
             count = len(snapshot.arrays)
-            now, then = snapshot.arrays, self.saved.arrays[:count]
+            now, then = snapshot.arrays, self.saved.arrays[: len(self.saved.about["variables"])]
             kinds = [[(a.shape, a.dtype.name) for a in arrays] for arrays in (now, then)]
             if kinds[0] != kinds[1]:
                 at = next((i for i, (a, b) in enumerate(zip(*kinds, strict=False)) if a != b), min(map(len, kinds)))
@@ -291,7 +291,7 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             OSError: It could not be written.
         """
-        pool, self._pool = self._pool, None
+        pool, self._pool, self._looked = self._pool, None, False
         try:
             if pool is not None:
                 self._look(wait=True)

@@ -281,7 +281,8 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
                 "`initial_epoch` should be left out with a Checkpoint, which knows where the run goes on. Received: "
                 f"{initial_epoch}."
             )
-        return checkpoint.begin(self, facts_of(self, x, epochs))
+        epoch, batch = checkpoint.begin(self, facts_of(self, x, epochs))
+        return epoch, batch if epoch < epochs else 0  # there may be nothing left to do
 
     def _fit_on(self, x, epochs, place, verbose, callbacks, checkpoint, options):
         """Keras's `fit` from a batch within an epoch on: the rest of that epoch, and the epochs after it."""

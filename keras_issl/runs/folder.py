@@ -36,7 +36,9 @@ def locked_folder(path, *, resume=False):
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`out` should be a folder. Received: {str(folder)!r}, which is a file.")
-    occupied = folder.is_dir() and any(path.name != "lock" for path in folder.iterdir())
+    # What a process leaves that was killed before run.json was there.
+    nothing = {"lock", "run.json.tmp"}
+    occupied = folder.is_dir() and any(path.name not in nothing for path in folder.iterdir())
     if occupied and not resume:
         raise ValueError(
             f"`out` should be a new folder. Received: {str(folder)!r}, which exists. "
