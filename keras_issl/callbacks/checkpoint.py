@@ -14,6 +14,8 @@ from keras_issl.callbacks import checkpoint_files as files
 from keras_issl.callbacks.snapshot import Snapshot
 
 COST = 0.01  # share of the time that may go into checkpoints
+SMALL = 16e6  # bytes of a state that is saved at the first step; for a larger one the run has to be long enough
+RATE = 100e6  # bytes a second at which the first one is expected to be saved
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -36,8 +38,8 @@ class Checkpoint(keras.callbacks.Callback):
         force: Whether to go on although the run was begun with other arguments, images or versions of libraries. What
             differs is warned of and recorded.
         every_steps: Steps between two checkpoints.
-        every_seconds: Or seconds. By default it is as often as costs 1 % of the time. One more is written where
-            training ends or is stopped.
+        every_seconds: Or seconds. By default it is as often as costs 1 % of the time, the first one after the first
+            step, or later where the state is large. One more is written where training ends or is stopped.
         keep: How many of the latest stay.
 
     Attributes:
@@ -45,7 +47,7 @@ class Checkpoint(keras.callbacks.Callback):
         step: The step of the last checkpoint that is on the disk, or `None`.
         finished_epochs: How many epochs are done.
         seconds: Time that it took of training, in this `fit`.
-        written_seconds: And of the thread that writes.
+        written_seconds: And of a processor, in the thread that writes.
 
     Other callbacks keep their state in the checkpoints if they have `get_state()`, which returns what JSON can hold,
     and `set_state(state)`, called after `on_train_begin`.
@@ -215,7 +217,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.epoch, self.stepped = 0, False
         self.done = distribution.as_int(self.model.steps)
         self._last, self._last_at = (self.done if self.saved else None), time.monotonic()
-        self._pause = 0.0
+        size = 4 * sum(int(np.prod(v.shape)) for v in Snapshot.variables(self.model))
+        self._pause = 0.0 if size < SMALL else size / RATE / COST
         if distribution.is_writer():
             self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -269,10 +272,10 @@ class Checkpoint(keras.callbacks.Callback):
         self._writing = self._pool.submit(self._write, saved)
 
     def _write(self, saved):
-        began = time.monotonic()
+        began = time.thread_time()  # what training cannot have: not the waiting for a disk
         files.write(self.folder, saved)
         files.keep(self.folder, self.kept)
-        return saved.step, time.monotonic() - began
+        return saved.step, time.thread_time() - began
 
     def _look(self, wait=False):
         """Takes note of a checkpoint that has been written, or could not be."""
