@@ -117,6 +117,39 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path):
 
 
 @pytest.mark.backend_independent
+def test_weights_that_are_lost_do_not_take_the_place_of_good_ones(tmp_path):
+    class Lose(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 5:
+                weight = self.model.trainable_weights[0]
+                weight.assign(np.full(weight.shape, np.nan))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(callbacks.NonFiniteLoss):
+        patch.setattr(resumed_run, "Kill", lambda _: Lose())
+        resumed_run.train("DISSL", tmp_path / "run", kill_at=1, every_steps=1)
+    assert [step for step, _ in files.listed(tmp_path / "run")] == [4, 5]
+    assert all(np.isfinite(array).all() for array in files.read(files.listed(tmp_path / "run")[-1][1]).arrays)
+
+
+@pytest.mark.backend_independent
+def test_a_scheduler_is_not_applied_twice_to_the_epoch_that_goes_on(tmp_path):
+    def rate(stop_at):
+        model = resumed_run.model("DISSL")
+        model.compile(keras.optimizers.Adam(1e-2))
+        schedule = keras.callbacks.LearningRateScheduler(lambda epoch, now: now * 0.5)
+        stop = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", int(model.steps) == stop_at)
+        )
+        saving = callbacks.Checkpoint(tmp_path / "run", resume=True)
+        data = (resumed_run.images(), np.zeros(84, int))
+        model.fit(data, batch_size=8, epochs=2, callbacks=[schedule, stop, saving], verbose=0)
+        return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    rate(14)
+    assert rate(-1) == pytest.approx(0.0025)
+
+
+@pytest.mark.backend_independent
 def test_one_checkpoint_serves_one_fit_after_the_other(tmp_path):
     """The second goes on where the first one ended; one of fewer epochs than are done trains nothing."""
     model, saving = resumed_run.model("DISSL"), callbacks.Checkpoint(tmp_path / "run", resume=True, every_steps=7)

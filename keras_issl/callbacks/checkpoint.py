@@ -273,6 +273,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _write(self, saved):
         began = time.thread_time()  # what training cannot have: not the waiting for a disk
+        trained = {variable.path for variable in self.model.trainable_weights}
+        pairs = zip(saved.about["variables"], saved.arrays, strict=False)  # the metrics come after
+        # The guard sees a loss one step late: weights that are lost already must not take the place of good ones.
+        if not all(np.isfinite(np.asarray(a, np.float32)).all() for path, a in pairs if path in trained):
+            return self.step, time.thread_time() - began
         files.write(self.folder, saved)
         files.keep(self.folder, self.kept)
         return saved.step, time.thread_time() - began

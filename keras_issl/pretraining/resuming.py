@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_issl import datasets, distribution
-from keras_issl.callbacks import Checkpoint, StopTogether
+from keras_issl.callbacks import Checkpoint, Snapshot, StopTogether
 from keras_issl.environment import versions
 
 SAMPLE = 64  # images whose pixels stand for all
@@ -130,7 +130,10 @@ class RunCallbacks(keras.callbacks.CallbackList):
         self._skipped = self.place[1] if self.first and epoch == self.place[0] else 0
         if self._skipped and distribution.is_writer():
             self.checkpoint.restore_metrics(self.model)
+        begun = Snapshot(self.model) if self._skipped else None
         super().on_epoch_begin(epoch, logs)
+        if begun is not None:  # what a scheduler does at the beginning of this epoch was done when it began
+            begun.restore(self.model)
 
     def on_train_batch_begin(self, batch, logs=None):
         super().on_train_batch_begin(batch + self._skipped, logs)
