@@ -218,6 +218,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.done = distribution.as_int(self.model.steps)
         self._last, self._last_at = (self.done if self.saved else None), time.monotonic()
         size = 4 * sum(int(np.prod(v.shape)) for v in Snapshot.variables(self.model))
+        self._trained = {variable.path for variable in self.model.trainable_weights}
         self._pause = 0.0 if size < SMALL else size / RATE / COST
         if distribution.is_writer():
             self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -273,10 +274,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _write(self, saved):
         began = time.thread_time()  # what training cannot have: not the waiting for a disk
-        trained = {variable.path for variable in self.model.trainable_weights}
         pairs = zip(saved.about["variables"], saved.arrays, strict=False)  # the metrics come after
         # The guard sees a loss one step late: weights that are lost already must not take the place of good ones.
-        if not all(np.isfinite(np.asarray(a, np.float32)).all() for path, a in pairs if path in trained):
+        if not all(np.isfinite(np.asarray(a, np.float32)).all() for path, a in pairs if path in self._trained):
             return self.step, time.thread_time() - began
         files.write(self.folder, saved)
         files.keep(self.folder, self.kept)
