@@ -320,3 +320,17 @@ def test_mistakes_are_one_line_on_stderr(arguments, words, capsys):
     assert cli.main(arguments) == 2
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err and err.count("\n") == 1
+
+
+@pytest.mark.backend_independent
+def test_a_run_without_its_checkpoints_is_not_begun_anew_and_mistakes_leave_no_folder(tmp_path):
+    runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", page=False, verbose=False)
+    history = (tmp_path / "run" / "history.csv").read_text()
+    for _, path in runs.checkpoints(tmp_path / "run"):
+        path.unlink()
+    with pytest.raises(ValueError, match="should have its checkpoints"):
+        runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", resume=True, page=False, verbose=False)
+    assert (tmp_path / "run" / "history.csv").read_text() == history
+    with pytest.raises(ValueError, match="`every_seconds` should be a positive number"):
+        runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "new", checkpoint_every=0, page=False, verbose=False)
+    assert not (tmp_path / "new").exists()

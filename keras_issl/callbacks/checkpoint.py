@@ -160,11 +160,18 @@ class Checkpoint(keras.callbacks.Callback):
         snapshot.restore(model)
 
     def restore_metrics(self, model):
-        """Gives the running means of the epoch back, once Keras has begun it; the first process has those of all."""
-        if self.saved is None:
-            return
+        """Gives the running means of the epoch back, once Keras has begun it; all processes have to call it.
+
+        On PyTorch each process has sums of its own, of which the first one's are known.
+        """
         variables = model.metrics_variables
-        for variable, array in zip(variables, self.saved.arrays[-len(variables) :], strict=True):
+        if self.saved is None:
+            arrays = [np.zeros(v.shape, v.dtype) for v in variables]
+        else:
+            arrays = self.saved.arrays[-len(variables) :]
+        if keras.config.backend() == "jax":  # one variable of all processes, which all have to assign
+            arrays = distribution.arrays_from_first(arrays)
+        for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
 
     def restore_callbacks(self):

@@ -214,13 +214,17 @@ def is_full(error):
 
 
 def _no_space(folder, needed):
-    free = shutil.disk_usage(folder).free
+    return no_space(folder, f"for a checkpoint, which takes {_bytes(needed)}, ")
+
+
+def no_space(folder, what=""):
+    """A `NoSpace` that says what is free, and which of the checkpoints in a folder is whole."""
     whole = listed(folder)
     kept = f"The checkpoint of step {whole[-1][0]} is whole" if whole else "There is no checkpoint yet"
+    free = _bytes(shutil.disk_usage(folder).free)
     return NoSpace(
         errno.ENOSPC,
-        f"No space left for a checkpoint in {str(folder)!r}: it takes {_bytes(needed)}, and {_bytes(free)} are free. "
-        f"{kept}. Make room and resume the run.",
+        f"No space left {what}in {str(folder)!r}: {free} are free. {kept}. Make room and resume the run.",
     )
 
 

@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 
-from keras_issl import datasets, distribution
+from keras_issl import datasets
 from keras_issl.callbacks import Checkpoint, Snapshot, StopTogether
 from keras_issl.environment import versions
 
@@ -124,11 +124,12 @@ class RunCallbacks(keras.callbacks.CallbackList):
 
     def on_train_end(self, logs=None):
         if self.last or self.model.stop_training:
+            self.checkpoint.close()  # while a signal is still held back by another callback
             super().on_train_end(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._skipped = self.place[1] if self.first and epoch == self.place[0] else 0
-        if self._skipped and distribution.is_writer():
+        if self._skipped:
             self.checkpoint.restore_metrics(self.model)
         begun = Snapshot(self.model) if self._skipped else None
         super().on_epoch_begin(epoch, logs)

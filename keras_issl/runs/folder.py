@@ -1,11 +1,9 @@
 """The folder of a run: who may work in it, and what it says of the run."""
 
 import contextlib
-import errno
 import json
 import os
 import platform
-import shutil
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +12,7 @@ import keras
 
 from keras_issl import _backend, results
 from keras_issl.callbacks.checkpoint import differences
-from keras_issl.callbacks.checkpoint_files import NoSpace, hold, is_full, listed
+from keras_issl.callbacks.checkpoint_files import NoSpace, hold, is_full, listed, no_space
 from keras_issl.zoo.layout import write_json
 
 
@@ -157,13 +155,8 @@ def tells_of_space(folder):
     except OSError as error:
         if not is_full(error) or isinstance(error, NoSpace):
             raise
-        whole = listed(folder / "checkpoints")
-        kept = f"The checkpoint of step {whole[-1][0]} is whole" if whole else "There is no checkpoint yet"
-        raise NoSpace(
-            errno.ENOSPC,
-            f"No space left in {str(folder)!r}, with {shutil.disk_usage(folder).free / 1e6:.1f} MB free. {kept}. Make "
-            "room and resume the run.",
-        ) from error
+        kept = folder / "checkpoints"
+        raise no_space(kept if kept.is_dir() else folder) from error
 
 
 def checkpoints(folder):

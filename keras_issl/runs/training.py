@@ -125,6 +125,14 @@ def pretrain(
             "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         }
+        how = {"resume": True, "force": force, "every_seconds": checkpoint_every}
+        checkpoint = callbacks.Checkpoint(folder / "checkpoints", **how)
+        saved = checkpoint.load()
+        if saved is None and not new and {"ended", "calls"} & folders.read_description(folder).keys():
+            raise ValueError(
+                f"The run in {str(folder)!r} should have its checkpoints, to go on with it. Received: none in "
+                "checkpoints/. Copy them back, or choose another `out` to begin anew."
+            )
         tools = loggers.make(log, folder, config=description)  # a tool that is not installed is told of now
         zoo.saving.check_folder(folder / "preset", overwrite=True)
         model = recipes.build(recipe, len(data), fit=False, online_probe=classes)
@@ -141,10 +149,6 @@ def pretrain(
             source=source,
         )
         stop = callbacks.StopOnSignal()
-        checkpoint = callbacks.Checkpoint(
-            folder / "checkpoints", resume=True, force=force, every_seconds=checkpoint_every
-        )
-        saved = checkpoint.load()
         start = 0 if saved is None else saved.epoch
         folders.cut_history(folder / "history.csv", start)
         records = folder / "records.csv"
