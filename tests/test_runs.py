@@ -108,7 +108,7 @@ def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     finished, stopped_by = said.split()
-    assert stopped_by == "SIGINT" and 0 < int(finished) < 20
+    assert stopped_by == "SIGINT" and int(finished) < 20  # or within the first epoch
     assert keras_issl.from_preset(tmp_path / "part").output_shape == (None, 8)
     resumed = subprocess.run([*command, "resume"], capture_output=True, text=True, check=True)
     assert resumed.stdout.split() == ["20", "None"]
