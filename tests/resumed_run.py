@@ -15,7 +15,7 @@ import members
 import numpy as np
 
 import keras_issl
-from keras_issl import augmentations, callbacks, encoders, report
+from keras_issl import augmentations, callbacks, encoders
 
 COUNT, BATCH, EPOCHS = 84, 8, 3  # 10 steps an epoch, 4 images left out of each
 STEPS = COUNT // BATCH * EPOCHS
@@ -58,9 +58,7 @@ def train(objective, folder, *, kill_at=None, **options):
     folder = Path(folder)
     rows = folder.with_suffix(".csv")
     made = model(objective)
-    recorder = callbacks.Recorder(
-        rows, every=4, measure=False, previous=report.read_records(rows) if rows.exists() else None
-    )
+    recorder = callbacks.Recorder(rows, every=4, measure=False)
     options = {"resume": True, "every_steps": 3} | options
     saving = callbacks.Checkpoint(folder, **options)
     labels = np.arange(COUNT) % 5 - 1

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_issl import distribution
 from keras_issl.callbacks import checkpoint_files as files
+from keras_issl.callbacks import states
 from keras_issl.callbacks.snapshot import Snapshot
 
 COST = 0.01  # share of the time that may go into checkpoints
@@ -43,14 +44,16 @@ class Checkpoint(keras.callbacks.Callback):
         keep: How many of the latest stay.
 
     Attributes:
-        saved: The `Saved` (step, epoch, batch, ...) that the run went on from, or `None`.
+        saved: The `Saved` (step, epoch, batch, ...) that the run went on from, or `None`. Its arrays are let go of once
+            training begins.
         step: The step of the last checkpoint that is on the disk, or `None`.
         finished_epochs: How many epochs are done.
         seconds: Time that it took of training, in this `fit`.
         written_seconds: And of a processor, in the thread that writes.
 
     Other callbacks keep their state in the checkpoints if they have `get_state()`, which returns what JSON can hold,
-    and `set_state(state)`, called after `on_train_begin`.
+    and `set_state(state)`, called after `on_train_begin`; so do Keras's `EarlyStopping` (without its best weights),
+    `ReduceLROnPlateau` and `ModelCheckpoint`.
 
     Raises:
         ValueError: Arguments that contradict each other; a folder that holds checkpoints, without `resume`; or
@@ -78,7 +81,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder, self.resume, self.force, self.kept = Path(folder), bool(resume), bool(force), keep
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.saved, self.step, self.finished_epochs, self.stepped = None, None, 0, False
-        self.facts, self.forced, self.others = {}, [], ()
+        self.facts, self.forced, self.others, self._states = {}, [], (), None
         self.seconds = self.written_seconds = 0.0
         self._looked, self._writing, self._pool, self._lock = False, None, None, None
 
@@ -118,44 +121,61 @@ class Checkpoint(keras.callbacks.Callback):
         Returns:
             A pair: (epoch, batch) to go on with, (0, 0) for a new run.
         """
-        self.facts = facts
+        self.facts, self._states = facts, None
+        place, failure = None, None
         if distribution.is_writer():
-            self._make_folder()
-            saved = self.load()
-            if saved is not None:
-                self._check(saved.about["facts"], facts)
-            place = None if saved is None else [saved.step, saved.epoch, saved.batch]
-            if saved is None:
-                files.check_space(self.folder, (self.kept + 1) * files.size_of(Snapshot(model).arrays))
-        else:
-            place = None
-        place = distribution.from_first(place)
-        if place is None:
+            try:
+                place = self._find(model, facts)
+            except Exception as error:  # the others wait for a word
+                failure = error
+        told = distribution.from_first({"place": place, "failure": None if failure is None else str(failure)})
+        if failure is not None:
+            raise failure
+        if told["failure"] is not None:
+            raise ValueError(f"The first process of this run cannot begin: {told['failure']}")
+        if told["place"] is None:
             return 0, 0
         self.restore(model)
-        self.finished_epochs = place[1]
-        return place[1], place[2]
+        self.finished_epochs, self._states = told["place"]["epoch"], told["place"]["states"]
+        if told["place"]["rate"] is not None:  # the variable that was restored holds the one of before
+            model.optimizer.learning_rate = told["place"]["rate"]
+        return self.finished_epochs, told["place"]["batch"]
+
+    def _find(self, model, facts):
+        """Where the run goes on, the states of callbacks, and a learning rate that was changed; `None` if it is new."""
+        self._make_folder()
+        saved = self.load()
+        if saved is None:
+            files.check_space(self.folder, (self.kept + 1) * (Snapshot.size_of(model) + files.MARGIN))
+            return None
+        self._check(saved.about["facts"], facts)
+        self._check_variables(model)
+        rates = [_rate(said) for said in (saved.about["facts"], facts)]
+        changed = rates[0] != rates[1] and isinstance(rates[1], float)
+        place = {"epoch": saved.epoch, "batch": saved.batch, "states": saved.about["states"]}
+        return place | {"rate": rates[1] if changed else None}
+
+    def _check_variables(self, model):
+        """Refuses a model that the arrays do not fit."""
+        variables, names = Snapshot.variables(model), self.saved.about["variables"]
+        now = [(tuple(v.shape), keras.backend.standardize_dtype(v.value.dtype)) for v in variables]
+        then = [(a.shape, a.dtype.name) for a in self.saved.arrays[: len(names)]]
+        if now == then:
+            return
+        at = next((i for i, (a, b) in enumerate(zip(now, then, strict=False)) if a != b), min(len(now), len(then)))
+        paths = [variable.path for variable in variables]
+        found = " has ".join(map(str, (paths[at], now[at]))) if at < len(now) else "no more"
+        expected = " ".join(map(str, (names[at], then[at]))) if at < len(then) else "no more"
+        raise ValueError(
+            f"`model` should be built like the one that was saved in {str(self.folder)!r}. Received: one that differs "
+            f"from variable {at} on: {found} here, {expected} there. Build it as before."
+        )
 
     def restore(self, model):
-        """Gives a model the state that was saved; of several processes the first one's, to all of them.
-
-        Raises:
-            ValueError: The model has other variables than the one that was saved.
-        """
+        """Gives a model the state that was saved; of several processes the first one's, to all of them."""
         snapshot = Snapshot(model)
         if distribution.is_writer():
-            count = len(snapshot.arrays)
-            now, then = snapshot.arrays, self.saved.arrays[: len(self.saved.about["variables"])]
-            kinds = [[(a.shape, a.dtype.name) for a in arrays] for arrays in (now, then)]
-            if kinds[0] != kinds[1]:
-                at = next((i for i, (a, b) in enumerate(zip(*kinds, strict=False)) if a != b), min(map(len, kinds)))
-                names = [variable.path for variable in snapshot.variables(model)]
-                raise ValueError(
-                    f"`model` should be built like the one that was saved in {str(self.folder)!r}. Received: one that "
-                    f"differs from variable {at} of {count} on, {names[at]} {kinds[0][at]}; the file has "
-                    f"{kinds[1][at] if at < len(then) else 'no more'}. Build it as before."
-                )
-            snapshot.arrays = then
+            snapshot.arrays = self.saved.arrays[: len(snapshot.arrays)]
         snapshot.arrays = distribution.arrays_from_first(snapshot.arrays)
         snapshot.restore(model)
 
@@ -176,10 +196,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def restore_callbacks(self):
         """Gives other callbacks their states back."""
-        states = {} if self.saved is None else self.saved.about["states"]
-        for key, callback in self._stateful():
-            if key in states:
-                callback.set_state(states[key])
+        if self._states is not None:  # of several processes the others have fewer callbacks
+            states.give(self.others, self._states, warn=distribution.is_writer())
 
     def _make_folder(self):
         """Makes the folder, and keeps other runs out of it until `close`."""
@@ -212,10 +230,10 @@ class Checkpoint(keras.callbacks.Callback):
         if not self.force:
             raise ValueError(
                 f"The checkpoints in {str(self.folder)!r} are of another run, so this one cannot go on from them: "
-                f"{'; '.join(found)}. Ask for the same, choose another folder, or pass force=True (--force), which "
+                f"{in_words(found)}. Ask for the same, choose another folder, or pass force=True (--force), which "
                 "records it."
             )
-        warnings.warn(f"Going on although this is not the run that was begun: {'; '.join(found)}.", stacklevel=4)
+        warnings.warn(f"Going on although this is not the run that was begun: {in_words(found)}.", stacklevel=4)
         self.forced = [*self.forced, {"step": self.saved.step, "changes": found}]
 
     # ------------------------------------------------------------------ while it trains
@@ -224,7 +242,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.epoch, self.stepped = 0, False
         self.done = distribution.as_int(self.model.steps)
         self._last, self._last_at = (self.done if self.saved else None), time.monotonic()
-        size = 4 * sum(int(np.prod(v.shape)) for v in Snapshot.variables(self.model))
+        size = Snapshot.size_of(self.model)
         self._trained = {variable.path for variable in self.model.trainable_weights}
         self._pause = 0.0 if size < SMALL else size / RATE / COST
         if distribution.is_writer():
@@ -233,6 +251,8 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         first = self.params.get("initial_batch", 0) if epoch == self.params.get("initial_epoch", 0) else 0
         self.epoch, self.epoch_first, self.batch = epoch, self.done - first, first
+        if self.saved is not None:  # the model has them, and they may be large
+            self.saved.arrays = []
 
     def on_train_batch_end(self, batch, logs=None):
         self.batch, self.done, self.stepped = batch + 1, self.epoch_first + batch + 1, True
@@ -246,8 +266,6 @@ class Checkpoint(keras.callbacks.Callback):
             self.finished_epochs = epoch + 1
             if last or self._due():
                 self.save(epoch + 1, 0)
-        elif self._last != self.done:  # stopped by another process
-            self.save(epoch, self.batch)
 
     def on_train_end(self, logs=None):
         self.close()
@@ -272,8 +290,7 @@ class Checkpoint(keras.callbacks.Callback):
             return  # a collapse guard has put weights from before in their place
         names = [variable.path for variable in snapshot.variables(self.model)]
         metrics = [np.array(ops.convert_to_numpy(v.value)) for v in self.model.metrics_variables]
-        states = {key: callback.get_state() for key, callback in self._stateful()}
-        about = {"variables": names, "facts": self.facts, "states": states, "forced": self.forced}
+        about = {"variables": names, "facts": self.facts, "states": states.take(self.others), "forced": self.forced}
         saved = files.Saved(self.done, epoch, batch, [*snapshot.arrays, *metrics], about)
         self._copied = time.monotonic() - began
         self.seconds += self._copied
@@ -317,11 +334,6 @@ class Checkpoint(keras.callbacks.Callback):
                 self._lock.close()
                 self._lock = None
 
-    def _stateful(self):
-        for number, callback in enumerate(self.others):
-            if callback is not self and hasattr(callback, "get_state") and hasattr(callback, "set_state"):
-                yield f"{number}:{type(callback).__name__}", callback
-
 
 def differences(then, now, place=""):
     """What differs between two nested dicts, in words: `place.key: value there, value now`."""
@@ -333,6 +345,18 @@ def differences(then, now, place=""):
         elif a != b:
             found.append(f"{where}: {_short(a)} there, {_short(b)} now")
     return found
+
+
+def in_words(found, most=8):
+    """The first few of `differences`, and how many more there are."""
+    return "; ".join([*found[:most], *([f"and {len(found) - most} more"] if len(found) > most else [])])
+
+
+def _rate(facts):
+    """The optimizer's learning rate, a number or a schedule's configuration."""
+    optimizer = facts.get("optimizer", {})
+    inner = optimizer.get("inner_optimizer") or {}  # of one that scales the loss
+    return inner.get("config", optimizer).get("learning_rate")
 
 
 def _short(value):

@@ -29,6 +29,10 @@ class BrokenCheckpoint(ValueError):
     """A file that is not the checkpoint it should be."""
 
 
+class OtherFormat(ValueError):
+    """A checkpoint of another version of the library."""
+
+
 class NoSpace(OSError):
     """The disk is full; the message says how much is needed, and what is still whole."""
 
@@ -128,6 +132,8 @@ def read(path):
 
     Raises:
         BrokenCheckpoint: The file is not what was written under that name.
+        OtherFormat: Another version of the library wrote it.
+        PermissionError: It may not be read.
     """
     path = Path(path)
     match = _NAME.fullmatch(path.name)
@@ -136,14 +142,17 @@ def read(path):
             raise BrokenCheckpoint(f"{path.name} is cut off or was changed: its SHA-256 is not that of its name")
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(file[_ABOUT].tobytes())
-            if about["format"] != _FORMAT:
-                raise BrokenCheckpoint(f"{path.name} is of format {about['format']}; this version reads {_FORMAT}")
+            if about["format"] != _FORMAT:  # sound, and not ours to set aside
+                raise OtherFormat(
+                    f"`folder` should hold checkpoints of format {_FORMAT}. Received: {str(path)!r}, of format "
+                    f"{about['format']}. Go on with the version of keras_issl that wrote it, {_version(about)}."
+                )
             arrays = [_typed(file[f"{number:06d}"], name) for number, name in enumerate(about["dtypes"])]
         if about["step"] != int(match[1]):
             raise BrokenCheckpoint(f"{path.name} holds step {about['step']}")
         return Saved(about["step"], about["epoch"], about["batch"], arrays, about)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, BrokenCheckpoint):
+        if isinstance(error, BrokenCheckpoint | OtherFormat | PermissionError):
             raise
         raise BrokenCheckpoint(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
 
@@ -244,6 +253,10 @@ def _typed(array, name):
     import ml_dtypes  # of Keras's own requirements, for bfloat16 and float8
 
     return array.view(getattr(ml_dtypes, name))
+
+
+def _version(about):
+    return about.get("facts", {}).get("versions", {}).get("keras_issl", "not known")
 
 
 def _digest(path):

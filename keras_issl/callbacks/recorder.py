@@ -46,8 +46,8 @@ class Recorder(keras.callbacks.Callback):
         every: Steps a row; `None`: the run's steps over 200, at least 1 and at most an epoch.
         measure: Whether to measure the representation, where the images are known.
         previous: Columns of the rows of a run that this one goes on with, as `report.read_records` gives them; those
-            that lie ahead are dropped. Without it an existing file is begun anew; a second `fit` of the same model
-            goes on.
+            that lie ahead are dropped. Without it an existing file is begun anew; but a second `fit` of the same model
+            goes on, and so does a run that a `Checkpoint` resumes.
 
     Attributes:
         rows: A list of dicts, column -> number; NaN where nothing was measured.
@@ -103,8 +103,10 @@ class Recorder(keras.callbacks.Callback):
 
     def set_state(self, state):
         """Goes on from what `get_state` returned."""
+        if len(self.rows) < state["rows"] and self.path is not None and self.path.exists():
+            self.rows = self._read()
         self.rows = self.rows[: state["rows"]]
-        self._rewrite()
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.measured, self.goes_on = state["measured"], True
         for name in ("kept", "seen"):
             setattr(self.window, name, {key: tuple(pair) for key, pair in state[name].items()})
@@ -124,6 +126,7 @@ class Recorder(keras.callbacks.Callback):
         self.epoch, self.batch, self.rate = epoch, 0, None
         if not self.begun:
             self.begun, self.batch = True, self.params.get("initial_batch", 0)
+            self._rewrite()  # once a checkpoint has said which rows are there
             self._look_before()
         self.epoch_first = self.done - self.batch
 
@@ -241,7 +244,12 @@ class Recorder(keras.callbacks.Callback):
         self.rows = [row for row in rows if row["step"] <= self.first] if self.first else []
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.close()
-        self._rewrite()
+
+    def _read(self):
+        """The rows of the file, as `_write` writes them; a line that a kill cut off is none."""
+        whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]
+        rows = csv.DictReader(whole.splitlines())
+        return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
 
     def _rewrite(self):
         """Writes all rows, through a temporary file."""

@@ -181,6 +181,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         if jit_compile == "auto":
             jit_compile = distribution.jit_compile_default()
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        self.optimizer_at_first = None  # what a checkpoint says of it: its configuration when `fit` is first called
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of one that scales the loss
         steps = getattr(inner, "gradient_accumulation_steps", None)
         if steps and (self.objective.needs_batch_statistics or self.teacher_pairs):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import keras
 import numpy as np
@@ -44,11 +45,15 @@ def facts_of(model, batches, epochs):
         batches: The `datasets.Batches` it trains on.
         epochs: Of the run; it counts where schedules end with it.
     """
-    objective, optimizer = model.objective, model.optimizer
+    objective = model.objective
+    if model.optimizer_at_first is None:  # later a callback may have changed its rate
+        model.optimizer_at_first = json.dumps(_told(model.optimizer), default=_plain)
     facts = {
-        "objective": {"name": type(objective).__name__, **_config(objective)},
-        "augmentation": {"name": type(model.augmentation).__name__, **_config(model.augmentation)},
-        "optimizer": {"name": type(optimizer).__name__, **_config(optimizer)},
+        "encoder": _layers(model.encoder),
+        "objective": _told(objective),
+        "augmentation": _told(model.augmentation),
+        "online_probe": _told(model.online_probe),
+        "optimizer": json.loads(model.optimizer_at_first),
         "precision": model.encoder.dtype_policy.name,
         "order": {
             "batch_size": batches.batch_size,
@@ -64,6 +69,22 @@ def facts_of(model, batches, epochs):
     if objective.uses_run_length:
         facts["epochs"] = epochs
     return json.loads(json.dumps(facts, default=_plain))
+
+
+def _told(thing):
+    """A thing by its name and configuration; a function by its name alone."""
+    return {"name": getattr(thing, "__qualname__", type(thing).__name__), **_config(thing)}
+
+
+def _layers(encoder):
+    """The layers of an encoder: two that have weights of the same shapes may still differ, as in their strides."""
+    found = {}
+    for number, layer in enumerate(encoder._flatten_layers(include_self=False)):
+        if not (isinstance(layer, keras.Model) or list(layer._flatten_layers(include_self=False))):
+            config = _config(layer)
+            kept = {k: v for k, v in config.items() if not k.endswith(("_initializer", "_config")) and v is not None}
+            found[f"{number}"] = {"name": type(layer).__name__, **kept}
+    return found
 
 
 def _config(thing):
@@ -93,7 +114,9 @@ def _images(batches):
 
 
 def _plain(value):
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))  # an address is another one in each process
 
 
 class RunCallbacks(keras.callbacks.CallbackList):
@@ -110,8 +133,8 @@ class RunCallbacks(keras.callbacks.CallbackList):
 
     def __init__(self, callbacks, checkpoint, place, **options):
         epoch, batch = place
-        # What is saved is the state after all others have seen the step.
-        callbacks = sorted(callbacks, key=lambda c: 2 * isinstance(c, StopTogether) + isinstance(c, Checkpoint))
+        # What is saved is the state after all others have seen the step, and it is known whether all stop.
+        callbacks = sorted(callbacks, key=lambda c: 2 * isinstance(c, Checkpoint) + isinstance(c, StopTogether))
         super().__init__(callbacks, add_history=True, initial_epoch=epoch, initial_batch=batch, **options)
         self.checkpoint, self.place = checkpoint, place
         self.first, self.last = True, batch == 0 or epoch + 1 == options["epochs"]  # of the calls of `fit`

@@ -11,9 +11,9 @@ from pathlib import Path
 import keras
 
 from keras_issl import _backend, results
-from keras_issl.callbacks.checkpoint import differences
+from keras_issl.callbacks.checkpoint import differences, in_words
 from keras_issl.callbacks.checkpoint_files import NoSpace, hold, is_full, listed, no_space
-from keras_issl.zoo.layout import write_json
+from keras_issl.zoo.layout import write_json, write_text
 
 
 @contextlib.contextmanager
@@ -96,6 +96,20 @@ def read_description(folder):
     return told
 
 
+def begin(folder, epochs):
+    """Says in a run folder that the run goes on now, once nothing refuses it any more.
+
+    Args:
+        folder: The run folder.
+        epochs: How many are done: lines of the history of later ones, which a kill lets be trained again, are cut off.
+    """
+    told = read_description(folder)
+    if "ended" in told:
+        told["calls"] = [*told.get("calls", []), told.pop("ended")]
+        write_json(folder / "run.json", told)
+    _cut_history(folder / "history.csv", epochs)
+
+
 def finish(folder, **facts):
     """Adds to `run.json` how the run ended."""
     write_json(Path(folder) / "run.json", read_description(folder) | {"ended": facts})
@@ -110,15 +124,14 @@ def describe(folder, description, overrides, notes, *, force=False, **facts):
         changes = differences({part: before.get(part) or {} for part in now}, now)
         if changes and not force:
             raise ValueError(
-                f"The run in {str(folder)!r} was started otherwise, so it cannot be resumed: {'; '.join(changes)}. "
+                f"The run in {str(folder)!r} was started otherwise, so it cannot be resumed: {in_words(changes)}. "
                 "Ask for the same, choose another `out`, or pass force=True (--force), which records the changes."
             )
         if changes:
             when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            before |= now | {"forced": [*before.get("forced", []), {"time": when, "changes": changes}]}
-        if "ended" in before:  # it goes on
-            before["calls"] = [*before.get("calls", []), before.pop("ended")]
-        write_json(path, before)
+            before |= now | {name: value for name, value in facts.items() if value is not None}
+            before |= {"forced": [*before.get("forced", []), {"time": when, "changes": changes}]}
+            write_json(path, before)
         return
     write_json(
         path,
@@ -164,10 +177,7 @@ def checkpoints(folder):
     return listed(Path(folder) / "checkpoints")
 
 
-def cut_history(path, epochs):
-    """Drops the lines of epochs that will be trained again."""
+def _cut_history(path, epochs):
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        temporary = path.with_name("history.csv.tmp")
-        temporary.write_text("".join(lines[: epochs + 1]) if epochs else "")
-        os.replace(temporary, path)
+        write_text(path, "".join(lines[: epochs + 1]) if epochs else "")

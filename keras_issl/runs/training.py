@@ -148,16 +148,13 @@ def pretrain(
             online_probe=None if classes is None else {"classes": classes},
             source=source,
         )
-        stop = callbacks.StopOnSignal()
+        stop = stack.enter_context(callbacks.StopOnSignal())  # a signal finds all saved that there is
         start = 0 if saved is None else saved.epoch
-        folders.cut_history(folder / "history.csv", start)
-        records = folder / "records.csv"
-        previous = report.read_records(records) if records.exists() else None
-        recorder = callbacks.Recorder(records, previous=previous)
+        recorder = callbacks.Recorder(folder / "records.csv")
         guard = callbacks.CollapseGuard(recorder, action=on_collapse)
+        begins = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: folders.begin(folder, start))
         history_log = keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)
-        # The history before the checkpoint: lines of epochs that a kill lets be trained again are cut off.
-        watching = [stop, recorder, guard, history_log, checkpoint]
+        watching = [begins, stop, recorder, guard, history_log, checkpoint]
         watching += [callbacks.Progress(recorder)] if verbose else []
         if log:
             stack.enter_context(tools)
@@ -185,8 +182,6 @@ def pretrain(
             if not isinstance(error, NonFiniteLoss):
                 raise
             failure = error
-        finally:
-            stop.restore()
         seconds = time.monotonic() - began
         finished = checkpoint.finished_epochs
         stopped_by = stop.received or ("collapse" if model.stop_training and guard.verdict is not None else None)
@@ -246,13 +241,11 @@ def _train_along(recipe, data, folder, online_probe):
     else:
         classes = _online_classes(online_probe, data)
     model = recipes.build(recipe, len(data), fit=False, online_probe=classes)
-    stop, began = callbacks.StopOnSignal(), time.monotonic()
+    began = time.monotonic()
     checkpoint = callbacks.Checkpoint(folder / "checkpoints", resume=True)  # the first process reads and writes them
-    try:
+    with callbacks.StopOnSignal() as stop:
         order = {"shuffle": recipe.shuffle_window or True, "batch_size": min(recipe.batch_size, len(data))}
         model.fit(data, epochs=recipe.epochs, callbacks=[stop, checkpoint], verbose=0, **order)
-    finally:
-        stop.restore()
     return Result(model, folder, {}, recipe.epochs, stop.received, time.monotonic() - began)
 
 

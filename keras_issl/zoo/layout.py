@@ -32,11 +32,16 @@ def git_sha1(data):
 
 
 def write_json(path, value):
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+    """Writes JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path, text):
+    """Writes a file through a temporary one, so that a reader, or a power cut, never sees half of it."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
