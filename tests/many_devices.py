@@ -310,6 +310,50 @@ def refusals(devices):
     return found
 
 
+def saves_a_late_stop(folder):
+    """What is saved, (step, epoch, batch), where the last process alone wishes to stop; and what all are refused."""
+    import warnings
+
+    import keras
+    from keras import ops
+
+    from keras_issl import callbacks, distribution
+    from keras_issl.callbacks import checkpoint_files as files
+
+    process, _ = distribution.share_of_process()
+    images = np.random.default_rng(0).integers(0, 256, (4 * BATCH, SIDE, SIDE, 3), dtype="uint8")
+
+    def fit(stop_at=None, rate=0.1, force=False):
+        model = small("SimCLR", probe=False)
+        model.compile(keras.optimizers.SGD(rate))
+
+        def wish(batch, logs):
+            if process and int(ops.convert_to_numpy(model.steps)) == stop_at:
+                model.stop_training = True
+
+        watching = [
+            keras.callbacks.LambdaCallback(on_train_batch_end=wish),
+            callbacks.Checkpoint(Path(folder) / "run", resume=True, force=force, every_steps=1000),
+        ]
+        model.fit(images, batch_size=BATCH, epochs=3, callbacks=watching, verbose=0)
+        return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    found = {"saved": []}
+    for stop_at in (4, 7, 9):  # in the last step of an epoch, one before, and within
+        fit(stop_at)
+        if distribution.is_writer():
+            saved = files.newest(Path(folder) / "run")
+            found["saved"].append((saved.step, saved.epoch, saved.batch))
+    said = refused("rate", lambda: fit(rate=0.5))
+    assert said.startswith("The checkpoints" if distribution.is_writer() else "The first process of this run"), said
+    found["refused"] = said
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found["rate"] = fit(rate=0.5, force=True)
+    assert found["rate"] == 0.5
+    return found
+
+
 def main(engine, devices, folder, *items):
     devices = int(devices)
     begin(engine, devices)
@@ -326,6 +370,7 @@ def main(engine, devices, folder, *items):
                 "lower": lambda: lower(devices),
                 "pretrain": lambda: pretrain(devices, folder),
                 "refusals": lambda: refusals(devices),
+                "saves_a_late_stop": lambda: saves_a_late_stop(folder),
             }
             found, writes = kinds.get(name, lambda: train(name))(), distribution.is_writer()  # noqa: B023
         if writes:

@@ -150,6 +150,64 @@ def test_a_scheduler_is_not_applied_twice_to_the_epoch_that_goes_on(tmp_path):
 
 
 @pytest.mark.backend_independent
+def test_a_rate_that_a_callback_changed_is_not_another_run_and_a_forced_one_counts(tmp_path):
+    """The same `fit` of the same model, again and for longer; then a script with another rate."""
+
+    def fit(model, epochs, **options):
+        schedule = keras.callbacks.LearningRateScheduler(lambda epoch, now: now * 0.5 if epoch < 2 else now)
+        saving = callbacks.Checkpoint(tmp_path / "run", resume=True, **options)
+        data = (resumed_run.images(), np.zeros(84, int))
+        model.fit(data, batch_size=8, epochs=epochs, callbacks=[schedule, saving], verbose=0)
+        return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    def new(rate):
+        model = resumed_run.model("SimCLR")
+        model.compile(keras.optimizers.SGD(rate))
+        return model
+
+    model = new(0.5)
+    assert [fit(model, 1), fit(model, 2), fit(new(0.5), 3)] == [0.25, 0.125, 0.125]
+    with pytest.raises(ValueError, match="optimizer.learning_rate: 0.5 there, 0.75 now"):
+        fit(new(0.75), 4)
+    with pytest.warns(UserWarning, match="Going on although"):
+        assert fit(new(0.75), 4, force=True) == 0.75
+
+
+@pytest.mark.backend_independent
+def test_keras_callbacks_go_on_with_what_they_have_seen(tmp_path):
+    """The loss is made to rise, so that patience runs out after three epochs, two of which were before a stop."""
+
+    class Rise(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["loss"] = float(epoch)
+
+    def fit(epochs, watching, **options):
+        model = resumed_run.model("SimCLR")
+        saving = callbacks.Checkpoint(tmp_path / "run", resume=True)
+        data = (resumed_run.images(), np.zeros(84, int))
+        options |= {"batch_size": 8, "epochs": epochs, "verbose": 0}
+        return model.fit(data, callbacks=[Rise(), *watching(), saving], **options).epoch
+
+    def watching(best=False):
+        return [
+            keras.callbacks.EarlyStopping(monitor="loss", patience=3, restore_best_weights=best),
+            keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=9),
+        ]
+
+    assert fit(2, watching) == [0, 1]
+    assert fit(20, watching) == [2, 3], "at epoch 0 the loss was least"
+    with pytest.warns(UserWarning, match="not there: EarlyStopping:0, ReduceLROnPlateau:0"):
+        assert fit(5, list) == [4]
+    stop = watching(best=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.Checkpoint, "_make_folder", lambda self: None)
+        states = {"EarlyStopping:0": {"wait": 2, "best": 0.25, "best_epoch": 0, "stopped_epoch": 0}}
+        with pytest.warns(UserWarning, match="the best weights so far are not in the checkpoint"):
+            callbacks.states.give(stop, states)
+    assert (stop[0].wait, stop[0].best) == (2, 0.25)
+
+
+@pytest.mark.backend_independent
 def test_one_checkpoint_serves_one_fit_after_the_other(tmp_path):
     """The second goes on where the first one ended; one of fewer epochs than are done trains nothing."""
     model, saving = resumed_run.model("DISSL"), callbacks.Checkpoint(tmp_path / "run", resume=True, every_steps=7)
@@ -257,6 +315,26 @@ def test_where_none_can_be_read_nothing_is_begun_anew(tmp_path):
         cut(files.write(tmp_path, some(step)))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(callbacks.BrokenCheckpoint, match="No checkpoint in .* can be read.*Copy a sound one back"):
+        files.newest(tmp_path, print)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.backend_independent
+def test_a_file_that_is_sound_is_not_set_aside(tmp_path, monkeypatch):
+    """One that another version wrote, and one that may not be read."""
+    files.write(tmp_path, some(7))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_FORMAT", 2)
+        files.write(tmp_path, some(12))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="of format 1. Received: .*of format 2. Go on with the version"):
+        files.newest(tmp_path, print)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "_digest", refuse)  # a test may run as root, who may read all
+    with pytest.raises(PermissionError, match="step_00000012"):
         files.newest(tmp_path, print)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -373,6 +451,32 @@ def test_other_images_versions_and_models_are_refused(tmp_path, monkeypatch):
             resumed_run.train("DISSL", folder)
     with pytest.raises(ValueError, match="objective.name: 'DISSL' there, 'DINO' now"):
         resumed_run.train("DINO", folder)
+    original = resumed_run.model
+
+    def told(change):
+        def changed(objective):
+            model = original(objective)
+            change(model)
+            return model
+
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="are of another run") as error:
+            patch.setattr(resumed_run, "model", changed)
+            resumed_run.train("DISSL", folder)
+        return str(error.value)
+
+    def strides(model):  # weights of the same shapes
+        layer = next(layer for layer in model.encoder._flatten_layers() if isinstance(layer, keras.layers.Conv2D))
+        layer.padding = "same"
+
+    def views(images):
+        return [images, images]
+
+    assert "padding: 'valid' there, 'same' now" in told(strides)
+    assert "augmentation.name: 'SimCLR' there" in told(lambda model: model.__dict__.update(augmentation=views) or model.__dict__["_modules"].pop("augmentation"))
+    probe = keras.optimizers.Adam(0.5)
+    assert "online_probe.optimizer.config.learning_rate" in told(
+        lambda model: setattr(model.online_probe, "optimizer", probe)
+    )
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="`model` should be built like the one"):
         resumed_run.train("DINO", folder, force=True)
 

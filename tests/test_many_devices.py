@@ -147,20 +147,54 @@ def test_the_training_step_of_every_objective_lowers_for_eight_accelerators():
     assert many_devices.run(ENGINES[0], 8, ["lower"])["lower"] == dict.fromkeys(members.SMALL, 8)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "torch", reason="the others need no processes")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_processes_of_a_run_save_when_they_are_asked_to_end_and_go_on(number, tmp_path):
-    """From a shell: the signal reaches the command alone, which hands it on; exit status 0, and `--resume` finishes."""
-    run = tmp_path / "run"
+def two_processes(run, epochs):
+    """The command line on two processes of PyTorch, past its first checkpoint."""
     command = [sys.executable, "-m", "keras_issl.cli", "pretrain", "digits", "--limit", "256", "--batch-size", "32"]
-    command += ["--epochs", "12", "--devices", "2", "--out", str(run), "--no-page"]
+    command += ["--epochs", str(epochs), "--devices", "2", "--out", str(run), "--no-page", "--checkpoint-every", "0.2"]
     environment = many_devices.environment(ENGINES[0], 2)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     end = time.monotonic() + 120
     while not runs.checkpoints(run):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.05)
+    return process, command, environment
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the others need no processes")
+def test_a_stop_that_another_process_wishes_at_the_end_of_an_epoch_is_saved(tmp_path):
+    """And what the first process finds wrong is told to the other, which does not wait for it."""
+    done = many_devices.run(ENGINES[0], 2, ["saves_a_late_stop"])["saves_a_late_stop"]
+    assert done["saved"] == [(4, 1, 0), (8, 2, 0), (10, 2, 2)]
+    assert "optimizer.learning_rate: 0.1" in done["refused"] and done["rate"] == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="the others need no processes")
+def test_processes_of_a_run_save_and_end_when_the_command_is_killed(tmp_path):
+    """SIGKILL, which it cannot hand on: the processes notice that they are alone."""
+    run = tmp_path / "run"
+    process, command, environment = two_processes(run, epochs=500)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with runs.locked_folder(run, resume=True):
+                break
+        except ValueError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    said = process.communicate()[0]
+    assert runs.read(run).stopped_by == "SIGTERM", said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="the others need no processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_of_a_run_save_when_they_are_asked_to_end_and_go_on(number, tmp_path):
+    """From a shell: the signal reaches the command alone, which hands it on; exit status 0, and `--resume` finishes."""
+    run = tmp_path / "run"
+    process, command, environment = two_processes(run, epochs=12)
     process.send_signal(number)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said

@@ -147,7 +147,7 @@ def test_slow_loading_is_seen_and_said():
             return len(IMAGES)
 
         def __getitem__(self, indices):
-            time.sleep(0.15 if len(indices) == 14 else 0)
+            time.sleep(0.4 if len(indices) == 14 else 0)
             return IMAGES[indices]
 
     model, recorder = make(online_probe=None), callbacks.Recorder(every=1)

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import keras
 
-from keras_issl import distribution, loggers
+from keras_issl import callbacks, distribution, loggers
 from keras_issl.cli import recipe_options
 from keras_issl.cli.shared import SOURCES, load, load_split, on_broken, say
+
+COMMAND = "KERAS_ISSL_COMMAND"  # in the environment of a run's processes: the number of the one that began them
+GRACE = 60.0  # seconds
 
 
 def add(commands):
@@ -98,6 +102,8 @@ def _devices(args, out):
     if keras.config.backend() == "torch" and count > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "keras_issl.cli"]
         raise SystemExit(_launch([sys.executable, *launch, *args.command_line, "--out", str(out)], out))
+    if COMMAND in os.environ and os.name == "posix":
+        threading.Thread(target=_end_with, args=(int(os.environ[COMMAND]),), daemon=True).start()
     with distribution.data_parallel(count), contextlib.ExitStack() as stack:
         if not distribution.is_writer():  # one of them speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -105,27 +111,59 @@ def _devices(args, out):
 
 
 def _launch(command, out):
-    """Runs the processes of a run and hands signals on to them; the exit status is 0 if they saved and ended."""
+    """Runs the processes of a run and hands signals on to them; the exit status is 0 if they saved and ended.
+
+    The first signal asks them to save and end. Another one, a second or more later, ends the launcher at once; so does
+    whatever kills this process. The processes of the run notice that they are alone, see `_end_with`.
+    """
     from keras_issl import runs
 
-    # In a session of their own: Ctrl-C at a terminal reaches them once, through us, and not the launcher besides.
-    launcher = subprocess.Popen(command, start_new_session=True)
-    asked, numbers = [], [signal.SIGINT, signal.SIGTERM]
+    asked, launcher = [], None
 
     def hand_on(number, frame):
-        asked.append(number)
-        launcher.send_signal(signal.SIGTERM)
+        now = time.monotonic()
+        if asked and now - asked[0] < callbacks.signals.AGAIN:  # the same one, by way of a shell
+            return
+        again = bool(asked)
+        asked.append(now)
+        if launcher is not None:
+            launcher.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        # In a session of their own: Ctrl-C at a terminal reaches them once, through us, and not the launcher besides.
+        environment = os.environ | {COMMAND: str(os.getpid())}
+        launcher = subprocess.Popen(command, start_new_session=True, env=environment)
+        if asked:  # meanwhile
+            launcher.send_signal(signal.SIGTERM)
         status = launcher.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked and status:  # the launcher finds it an error that it was asked to end
         with contextlib.suppress(ValueError):
-            status = 0 if runs.read(out).stopped_by else status
+            status = 0 if "ended" in runs.folder.read_description(out) else status
     return status
+
+
+def _end_with(command):
+    """Asks this process of a run to save and end once its launcher, or the command that began it, is gone."""
+    launcher = os.getppid()
+    while os.getppid() == launcher and _alive(command):
+        time.sleep(1.0)
+    if os.environ.get("RANK") != "0":  # it stops when the first does, which asks all; unless that is gone too
+        time.sleep(GRACE)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _train(args, make_recipe, out):
