@@ -202,6 +202,48 @@ def test_resuming_with_another_recipe_or_other_data_is_refused(tmp_path):
     assert (tmp_path / "run" / "preset" / "model.weights.h5").read_bytes() == before
 
 
+@pytest.mark.backend_independent
+def test_what_is_refused_changes_nothing_and_what_is_forced_is_told(tmp_path, monkeypatch):
+    """The recipe and the images are the same, and only the optimizer, which `fit` compares, is another one."""
+    folder = tmp_path / "run"
+    runs.pretrain(tiny(epochs=2), DIGITS, folder, verbose=False)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    build = recipes.build
+
+    def other(*args, **kwargs):
+        model = build(*args, **kwargs)
+        model.compile("sgd")
+        return model
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="optimizer.name"):
+        patch.setattr(recipes, "build", other)
+        runs.pretrain(tiny(epochs=2), DIGITS, folder, resume=True, verbose=False)
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.warns(UserWarning, match="Going on although"):
+        again = tiny(epochs=3, objective_args=tiny().objective_args | {"invariance_weight": 0.5})
+        runs.pretrain(again, DIGITS, folder, resume=True, force=True, verbose=False)
+    told = json.loads((folder / "run.json").read_text())
+    assert told["objective"]["config"]["invariance_weight"] == 0.5
+    assert told["calls"][0]["finished_epochs"] == 2 and told["ended"]["finished_epochs"] == 3
+    assert "recipe.epochs: 2 there, 3 now" in told["forced"][0]["changes"]
+
+
+@pytest.mark.backend_independent
+def test_a_signal_after_training_finds_all_saved(tmp_path, monkeypatch):
+    """Ctrl-C while the preset is written: it is written, and the handler comes back afterwards."""
+    save, before = keras_issl.zoo.save_preset, signal.getsignal(signal.SIGINT)
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # it arrives
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(keras_issl.zoo, "save_preset", interrupted)
+    result = runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", verbose=False)
+    assert result.finished_epochs == 1 and signal.getsignal(signal.SIGINT) is before
+    assert keras_issl.from_preset(tmp_path / "run").output_shape == (None, 8)
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run():
     model = recipes.build(tiny(learning_rate=1e30, warmup_fraction=0.0, clip_value=1e30), len(DIGITS))
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
