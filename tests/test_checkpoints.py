@@ -21,6 +21,7 @@ import keras_issl
 from keras_issl import callbacks, datasets, report
 from keras_issl.callbacks import checkpoint_files as files
 from keras_issl.callbacks.checkpoint import differences
+from keras_issl.pretraining import resuming
 
 # 84 images in batches of 8.
 pytestmark = pytest.mark.filterwarnings("ignore:.*couples the images of a batch")
@@ -167,6 +168,9 @@ def test_a_rate_that_a_callback_changed_is_not_another_run_and_a_forced_one_coun
 
     model = new(0.5)
     assert [fit(model, 1), fit(model, 2), fit(new(0.5), 3)] == [0.25, 0.125, 0.125]
+    model.optimizer.learning_rate = 0.25
+    with pytest.raises(ValueError, match="optimizer.learning_rate: 0.5 there, 0.25 now"):
+        fit(model, 4)
     with pytest.raises(ValueError, match="optimizer.learning_rate: 0.5 there, 0.75 now"):
         fit(new(0.75), 4)
     with pytest.warns(UserWarning, match="Going on although"):
@@ -198,13 +202,19 @@ def test_keras_callbacks_go_on_with_what_they_have_seen(tmp_path):
     assert fit(20, watching) == [2, 3], "at epoch 0 the loss was least"
     with pytest.warns(UserWarning, match="not there: EarlyStopping:0, ReduceLROnPlateau:0"):
         assert fit(5, list) == [4]
-    stop = watching(best=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks.Checkpoint, "_make_folder", lambda self: None)
-        states = {"EarlyStopping:0": {"wait": 2, "best": 0.25, "best_epoch": 0, "stopped_epoch": 0}}
-        with pytest.warns(UserWarning, match="the best weights so far are not in the checkpoint"):
-            callbacks.states.give(stop, states)
-    assert (stop[0].wait, stop[0].best) == (2, 0.25)
+
+    class Own(keras.callbacks.EarlyStopping):
+        def get_state(self):
+            return "mine"
+
+        def set_state(self, state):
+            self.given = state
+
+    stop, own = watching(best=True)[0], Own()
+    given = callbacks.states.take([stop, own]) | {"EarlyStopping:0": {"wait": 2, "best": 0.25}}
+    with pytest.warns(UserWarning, match="the best weights so far are not in the checkpoint"):
+        callbacks.states.give([stop, own], given)
+    assert (stop.wait, stop.best, own.given) == (2, 0.25, "mine")
 
 
 @pytest.mark.backend_independent
@@ -483,6 +493,43 @@ def test_other_images_versions_and_models_are_refused(tmp_path, monkeypatch):
     )
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="`model` should be built like the one"):
         resumed_run.train("DINO", folder, force=True)
+
+
+@pytest.mark.backend_independent
+def test_what_is_compared_of_an_encoder_is_no_accident():
+    """Not the line a lambda stands in, nor the random weights of a PyTorch module; a custom block's settings are."""
+    import torch
+
+    class Block(keras.layers.Layer):
+        def __init__(self, skip, **kwargs):
+            super().__init__(**kwargs)
+            self.skip, self.inner = skip, keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.inner(x) + self.skip * x
+
+        def get_config(self):
+            return super().get_config() | {"skip": self.skip}
+
+    class Silent(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+        def get_config(self):
+            return {"n": self.no_such_thing}
+
+    def layers(skip, double):
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Lambda(double)(Block(skip)(Silent()(inputs)))
+        wrapped = keras.layers.TorchModuleWrapper(torch.nn.Linear(3, 600), output_shape=(None, 8, 8, 600))
+        x = wrapped(x) if BACKEND == "torch" else x
+        encoder = keras_issl.encoders.Adapter(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x)))
+        return resuming._layers(encoder)
+
+    first = layers(0.5, lambda x: 2 * x)
+    assert differences(first, layers(0.5, lambda x: 2 * x)) == []
+    (found,) = differences(first, layers(0.0, lambda x: 2 * x))
+    assert found.endswith("skip: 0.5 there, 0.0 now") and len(json.dumps(first)) < 4000
 
 
 @pytest.mark.backend_independent

@@ -1,6 +1,7 @@
 """Runs end to end: folders, locks, interruption and resumption, the command line on real images."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -218,6 +219,10 @@ def test_what_is_refused_changes_nothing_and_what_is_forced_is_told(tmp_path, mo
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="optimizer.name"):
         patch.setattr(recipes, "build", other)
         runs.pretrain(tiny(epochs=2), DIGITS, folder, resume=True, verbose=False)
+    with pytest.raises(ValueError, match="`model` should be built"), pytest.warns(UserWarning, match="Going on"):
+        wide = tiny(epochs=2)
+        wide = dataclasses.replace(wide, encoder_args=wide.encoder_args | {"width": 16})
+        runs.pretrain(wide, DIGITS, folder, resume=True, force=True, verbose=False)
     assert {path: path.read_bytes() for path in before} == before
     with pytest.warns(UserWarning, match="Going on although"):
         again = tiny(epochs=3, objective_args=tiny().objective_args | {"invariance_weight": 0.5})
@@ -240,7 +245,9 @@ def test_a_signal_after_training_finds_all_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(keras_issl.zoo, "save_preset", interrupted)
     result = runs.pretrain(tiny(epochs=1), DIGITS, tmp_path / "run", verbose=False)
-    assert result.finished_epochs == 1 and signal.getsignal(signal.SIGINT) is before
+    assert (result.finished_epochs, result.stopped_by) == (1, "SIGINT")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["ended"]["stopped_by"] is None
+    assert signal.getsignal(signal.SIGINT) is before
     assert keras_issl.from_preset(tmp_path / "run").output_shape == (None, 8)
 
 

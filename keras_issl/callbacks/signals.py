@@ -12,8 +12,9 @@ AGAIN = 1.0  # seconds after which a signal is meant as a second one
 class StopOnSignal(keras.callbacks.Callback):
     """Turns Ctrl-C and SIGTERM into a stop at the next batch, so that what there is can be saved.
 
-    A second Ctrl-C, a second or more later, interrupts at once. Handlers are only installed in the main thread, when
-    training begins, and the previous ones come back when it ends; or, within `with`, when what is saved then is saved.
+    A second Ctrl-C, a second or more later, interrupts at once; a second SIGTERM changes nothing. Handlers are only
+    installed in the main thread, when training begins, and the previous ones come back when it ends; or, within `with`,
+    when what is saved then is saved.
 
     Attributes:
         received: Name of the signal that stopped the run, or `None`.
@@ -46,7 +47,7 @@ class StopOnSignal(keras.callbacks.Callback):
     def _handle(self, number, frame):
         now = time.monotonic()
         if self.received is not None:
-            if now - self._at < AGAIN:  # the same one, by way of another process
+            if number == signal.SIGTERM or now - self._at < AGAIN:  # the same one, by way of another process
                 return
             raise KeyboardInterrupt
         self.received, self._at = signal.Signals(number).name, now

@@ -4,6 +4,7 @@ import contextlib
 import math
 import warnings
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -25,9 +26,10 @@ class Snapshot:
 
     def __init__(self, model):
         synchronize(model)
-        # np.array: on torch and a CPU the converted array is the variable's own memory.
         with _plain_conversions():
-            self.arrays = [np.array(_array(variable)) for variable in _variables(model)]
+            arrays = [_array(variable) for variable in _variables(model)]
+        # Some converted arrays are the variable's own memory.
+        self.arrays = [array if array.flags.owndata else array.copy() for array in arrays]
 
     def restore(self, model):
         """Gives the model the values back.
@@ -83,7 +85,9 @@ def _finite(variable):
 
 
 def _array(variable):
-    return ops.convert_to_numpy(ops.copy(variable.value))
+    # A mirrored variable has to become a tensor first.
+    tensor = ops.copy(variable.value) if keras.config.backend() == "tensorflow" else variable.value
+    return ops.convert_to_numpy(tensor)
 
 
 @contextlib.contextmanager

@@ -37,8 +37,8 @@ def give(callbacks, states, warn=True):
         if warn and getattr(callback, "restore_best_weights", False) and callback.best is not None:
             warnings.warn(
                 "EarlyStopping(restore_best_weights=True): the best weights so far are not in the checkpoint. If no "
-                "later epoch is better, the run ends with its last weights; a ModelCheckpoint(save_best_only=True) "
-                "keeps the best on the disk.",
+                "later epoch is better, the run ends with those of the first epoch from here; a "
+                "ModelCheckpoint(save_best_only=True) keeps the best on the disk.",
                 stacklevel=5,
             )
     without = states.keys() - {key for key, _ in _keyed(callbacks)}
@@ -53,14 +53,20 @@ def give(callbacks, states, warn=True):
 def _keyed(callbacks):
     counts = collections.Counter()
     for callback in callbacks:
-        if _names(callback) is not None or (hasattr(callback, "get_state") and hasattr(callback, "set_state")):
+        if _has_methods(callback) or _names(callback) is not None:
             kind = type(callback).__name__
             yield f"{kind}:{counts[kind]}", callback
             counts[kind] += 1
 
 
+def _has_methods(callback):
+    return hasattr(callback, "get_state") and hasattr(callback, "set_state")
+
+
 def _names(callback):
-    """The attributes that one of Keras's own remembers by, or `None`."""
+    """The attributes that one of Keras's own remembers by, or `None` for one that has methods."""
+    if _has_methods(callback):
+        return None
     return next((names for kind, names in _REMEMBERED.items() if isinstance(callback, kind)), None)
 
 

@@ -18,7 +18,7 @@ from keras_issl.cli import recipe_options
 from keras_issl.cli.shared import SOURCES, load, load_split, on_broken, say
 
 COMMAND = "KERAS_ISSL_COMMAND"  # in the environment of a run's processes: the number of the one that began them
-GRACE = 60.0  # seconds
+GRACE = 50.0  # seconds that a process waits for the first one to save
 
 
 def add(commands):
@@ -148,12 +148,15 @@ def _launch(command, out):
 
 def _end_with(command):
     """Asks this process of a run to save and end once its launcher, or the command that began it, is gone."""
-    launcher = os.getppid()
+    launcher, first = os.getppid(), os.environ.get("RANK") == "0"
     while os.getppid() == launcher and _alive(command):
         time.sleep(1.0)
-    if os.environ.get("RANK") != "0":  # it stops when the first does, which asks all; unless that is gone too
+    alone = os.getppid() != launcher
+    if first:  # the others stop with it. The launcher is killed where Ctrl-C was pressed again: so that is what it is
+        os.kill(os.getpid(), signal.SIGINT if alone else signal.SIGTERM)
+    elif alone:
         time.sleep(GRACE)
-    os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(1)  # it waits for processes that are gone
 
 
 def _alive(process):

@@ -12,7 +12,14 @@ from keras_issl.pretraining.encoding import Encoding
 from keras_issl.pretraining.memory import OutOfMemory, memory_advice
 from keras_issl.pretraining.online_probe import ONLINE, OnlineScoring, as_probe, prepare
 from keras_issl.pretraining.post_mortem import explain
-from keras_issl.pretraining.resuming import RunCallbacks, check_seekable, checkpoint_of, facts_of, not_finalized
+from keras_issl.pretraining.resuming import (
+    RunCallbacks,
+    check_seekable,
+    checkpoint_of,
+    facts_of,
+    not_finalized,
+    note_optimizer,
+)
 from keras_issl.pretraining.saving import Saving
 
 
@@ -181,7 +188,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         if jit_compile == "auto":
             jit_compile = distribution.jit_compile_default()
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self.optimizer_at_first = None  # what a checkpoint says of it: its configuration when `fit` is first called
+        self.optimizer_at_first = self.optimizer_left = None  # its configuration, see `resuming`
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of one that scales the loss
         steps = getattr(inner, "gradient_accumulation_steps", None)
         if steps and (self.objective.needs_batch_statistics or self.teacher_pairs):
@@ -269,6 +276,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         finally:
             self.batches, self.images_per_step = None, None
             if checkpoint is not None:
+                note_optimizer(self)
                 with contextlib.suppress(Exception):  # what ended the run is what is told
                     checkpoint.close()
 

@@ -12,6 +12,7 @@ from keras_issl.callbacks import Checkpoint, Snapshot, StopTogether
 from keras_issl.environment import versions
 
 SAMPLE = 64  # images whose pixels stand for all
+LONGEST = 1000  # characters of a setting
 
 
 def checkpoint_of(callbacks):
@@ -46,14 +47,12 @@ def facts_of(model, batches, epochs):
         epochs: Of the run; it counts where schedules end with it.
     """
     objective = model.objective
-    if model.optimizer_at_first is None:  # later a callback may have changed its rate
-        model.optimizer_at_first = json.dumps(_told(model.optimizer), default=_plain)
     facts = {
         "encoder": _layers(model.encoder),
         "objective": _told(objective),
         "augmentation": _told(model.augmentation),
         "online_probe": _told(model.online_probe),
-        "optimizer": json.loads(model.optimizer_at_first),
+        "optimizer": json.loads(_optimizer_at_first(model)),
         "precision": model.encoder.dtype_policy.name,
         "order": {
             "batch_size": batches.batch_size,
@@ -71,6 +70,24 @@ def facts_of(model, batches, epochs):
     return json.loads(json.dumps(facts, default=_plain))
 
 
+def note_optimizer(model):
+    """Notes how a `fit` left the optimizer, whose rate a callback may have changed."""
+    with contextlib.suppress(Exception):  # after an error on JAX its variables may be gone
+        model.optimizer_left = _optimizer(model)
+
+
+def _optimizer_at_first(model):
+    """The optimizer as the run began with it; as it is now, if it is not as a `fit` left it."""
+    now = _optimizer(model)
+    if now != model.optimizer_left:
+        model.optimizer_at_first = now
+    return model.optimizer_at_first
+
+
+def _optimizer(model):
+    return json.dumps(_told(model.optimizer), default=_plain)
+
+
 def _told(thing):
     """A thing by its name and configuration; a function by its name alone."""
     return {"name": getattr(thing, "__qualname__", type(thing).__name__), **_config(thing)}
@@ -79,27 +96,37 @@ def _told(thing):
 def _layers(encoder):
     """The layers of an encoder: two that have weights of the same shapes may still differ, as in their strides."""
     found = {}
-    for number, layer in enumerate(encoder._flatten_layers(include_self=False)):
-        if not (isinstance(layer, keras.Model) or list(layer._flatten_layers(include_self=False))):
-            config = _config(layer)
-            kept = {k: v for k, v in config.items() if not k.endswith(("_initializer", "_config")) and v is not None}
-            found[f"{number}"] = {"name": type(layer).__name__, **kept}
+    for number, layer in enumerate(encoder._flatten_layers()):
+        kept = {key: value for key, value in _config(layer).items() if not key.endswith("_initializer")}
+        if list(layer._flatten_layers(include_self=False)):  # those within come by themselves
+            kept = {k: v for k, v in kept.items() if k not in ("input_layers", "output_layers") and _is_setting(v)}
+        found[f"{number}"] = {"name": type(layer).__name__, **{k: v for k, v in kept.items() if v is not None}}
     return found
+
+
+def _is_setting(value):
+    """Whether a value is plain: a number, a text, or a list of them."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(one, int | float | str | None) for one in values)
 
 
 def _config(thing):
     """The configuration of what has one."""
     try:
         config = keras.saving.serialize_keras_object(thing)["config"] if hasattr(thing, "get_config") else {}
-    except (NotImplementedError, ValueError, TypeError, KeyError):  # of a class that cannot say
+    except Exception:  # of a class that cannot say
         config = {}
     return _nameless({key: value for key, value in config.items() if key not in ("trainable", "dtype")})
 
 
 def _nameless(config):
-    """Without names: Keras numbers them by what else a process has made."""
+    """Without names, which Keras numbers by what else a process has made; without code and weights in a text."""
     if isinstance(config, dict):
+        if config.get("class_name") == "__lambda__":  # its code holds the number of its line
+            return "a lambda"
         return {key: _nameless(value) for key, value in config.items() if key != "name"}
+    if isinstance(config, str) and len(config) > LONGEST:
+        return None
     return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
 
 

@@ -96,16 +96,18 @@ def read_description(folder):
     return told
 
 
-def begin(folder, epochs):
+def begin(folder, told, epochs):
     """Says in a run folder that the run goes on now, once nothing refuses it any more.
 
     Args:
         folder: The run folder.
+        told: What `describe` returned.
         epochs: How many are done: lines of the history of later ones, which a kill lets be trained again, are cut off.
     """
-    told = read_description(folder)
+    told = dict(told)
     if "ended" in told:
         told["calls"] = [*told.get("calls", []), told.pop("ended")]
+    if told != read_description(folder):
         write_json(folder / "run.json", told)
     _cut_history(folder / "history.csv", epochs)
 
@@ -116,7 +118,11 @@ def finish(folder, **facts):
 
 
 def describe(folder, description, overrides, notes, *, force=False, **facts):
-    """Writes run.json, or holds the run that is there against what is asked for now; `force` records what differs."""
+    """Writes run.json of a new run, or holds the run that is there against what is asked for now.
+
+    Returns:
+        What run.json is to say once the run goes on, for `begin`; with `force` what differs is part of it.
+    """
     path = folder / "run.json"
     if path.is_file():
         before = read_description(folder)
@@ -131,21 +137,19 @@ def describe(folder, description, overrides, notes, *, force=False, **facts):
             when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             before |= now | {name: value for name, value in facts.items() if value is not None}
             before |= {"forced": [*before.get("forced", []), {"time": when, "changes": changes}]}
-            write_json(path, before)
-        return
-    write_json(
-        path,
-        {
-            **description,
-            **facts,
-            "overrides": overrides or {},
-            "notes": list(notes),
-            "versions": results.versions(),
-            "hardware": results.hardware(),
-            "backend": {"name": keras.config.backend(), "reason": _backend.REASON},
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )
+        return before
+    told = {
+        **description,
+        **facts,
+        "overrides": overrides or {},
+        "notes": list(notes),
+        "versions": results.versions(),
+        "hardware": results.hardware(),
+        "backend": {"name": keras.config.backend(), "reason": _backend.REASON},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(path, told)
+    return read_description(folder)
 
 
 def withdraw(folder):

@@ -136,7 +136,7 @@ def pretrain(
         tools = loggers.make(log, folder, config=description)  # a tool that is not installed is told of now
         zoo.saving.check_folder(folder / "preset", overwrite=True)
         model = recipes.build(recipe, len(data), fit=False, online_probe=classes)
-        folders.describe(
+        told = folders.describe(
             folder,
             description,
             overrides,
@@ -152,7 +152,7 @@ def pretrain(
         start = 0 if saved is None else saved.epoch
         recorder = callbacks.Recorder(folder / "records.csv")
         guard = callbacks.CollapseGuard(recorder, action=on_collapse)
-        begins = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: folders.begin(folder, start))
+        begins = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: folders.begin(folder, told, start))
         history_log = keras.callbacks.CSVLogger(folder / "history.csv", append=start > 0)
         watching = [begins, stop, recorder, guard, history_log, checkpoint]
         watching += [callbacks.Progress(recorder)] if verbose else []
@@ -231,6 +231,7 @@ def pretrain(
         verdicts = read(folder).verdicts
     first = 0 if saved is None else saved.step
     steps = distribution.as_int(model.steps)
+    stopped_by = stopped_by or stop.received  # whoever asked while all was saved wants no further run
     return Result(model, folder, history, finished, stopped_by, seconds, verdicts, steps, first)
 
 
