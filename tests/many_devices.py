@@ -310,8 +310,11 @@ def refusals(devices):
     return found
 
 
-def saves_a_late_stop(folder):
-    """What is saved, (step, epoch, batch), where the last process alone wishes to stop; and what all are refused."""
+def late_stops(folder, whole=True):
+    """What is saved, (step, epoch, batch), where the last process alone wishes to stop; and what all are refused.
+
+    With `whole` also the end of the run, held against a run that was not stopped, and a learning rate that is forced.
+    """
     import warnings
 
     import keras
@@ -323,34 +326,38 @@ def saves_a_late_stop(folder):
     process, _ = distribution.share_of_process()
     images = np.random.default_rng(0).integers(0, 256, (4 * BATCH, SIDE, SIDE, 3), dtype="uint8")
 
-    def fit(stop_at=None, rate=0.1, force=False):
+    def fit(stop_at=None, rate=0.1, epochs=3, name="run", **options):
         model = small("SimCLR", probe=False)
-        model.compile(keras.optimizers.SGD(rate))
+        model.compile(keras.optimizers.SGD(rate, momentum=0.9))
 
-        def wish(batch, logs):
-            if process and int(ops.convert_to_numpy(model.steps)) == stop_at:
-                model.stop_training = True
+        class Wish(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.epoch = epoch
 
-        watching = [
-            keras.callbacks.LambdaCallback(on_train_batch_end=wish),
-            callbacks.Checkpoint(Path(folder) / "run", resume=True, force=force, every_steps=1000),
-        ]
-        model.fit(images, batch_size=BATCH, epochs=3, callbacks=watching, verbose=0)
-        return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+            def on_train_batch_end(self, batch, logs=None):
+                if process and 4 * self.epoch + batch + 1 == stop_at:
+                    self.model.stop_training = True
+
+        saving = callbacks.Checkpoint(Path(folder) / name, resume=True, every_steps=1000, **options)
+        model.fit(images, batch_size=BATCH, epochs=epochs, callbacks=[Wish(), saving], verbose=0)
+        return model
 
     found = {"saved": []}
-    for stop_at in (4, 7, 9):  # in the last step of an epoch, one before, and within
+    for stop_at in (4, 7, 9) if whole else (4,):  # in the last step of an epoch, one before, and within
         fit(stop_at)
         if distribution.is_writer():
             saved = files.newest(Path(folder) / "run")
             found["saved"].append((saved.step, saved.epoch, saved.batch))
-    said = refused("rate", lambda: fit(rate=0.5))
-    assert said.startswith("The checkpoints" if distribution.is_writer() else "The first process of this run"), said
-    found["refused"] = said
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found["rate"] = fit(rate=0.5, force=True)
-    assert found["rate"] == 0.5
+    if whole:
+        ends = [callbacks.Snapshot(model).arrays for model in (fit(), fit(name="other"))]
+        found["differ"] = sum(not np.array_equal(a, b) for a, b in zip(*ends, strict=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = fit(rate=0.5, epochs=4, force=True)
+        assert float(ops.convert_to_numpy(model.optimizer.learning_rate)) == 0.5
+    found["refused"] = refused("rate", lambda: fit(rate=0.75, epochs=4))
+    begins = "The checkpoints" if distribution.is_writer() else "The first process of this run"
+    assert found["refused"].startswith(begins), found["refused"]
     return found
 
 
@@ -370,7 +377,8 @@ def main(engine, devices, folder, *items):
                 "lower": lambda: lower(devices),
                 "pretrain": lambda: pretrain(devices, folder),
                 "refusals": lambda: refusals(devices),
-                "saves_a_late_stop": lambda: saves_a_late_stop(folder),
+                "late_stops": lambda: late_stops(folder),
+                "late_stop": lambda: late_stops(folder, whole=False),
             }
             found, writes = kinds.get(name, lambda: train(name))(), distribution.is_writer()  # noqa: B023
         if writes:

@@ -65,7 +65,7 @@ def is_writer():
 
 
 def any_process(flag):
-    """Asks all processes of `torch.distributed` whether one of them says yes.
+    """Asks all processes of a run whether one of them says yes; all have to call it.
 
     Args:
         flag: What this process says.
@@ -73,9 +73,12 @@ def any_process(flag):
     Returns:
         A function that waits for the answer and returns it, a boolean.
     """
-    group = _torch_group() if keras.config.backend() == "torch" else None
-    if group is None:
+    if share_of_process()[1] == 1:
         return lambda: bool(flag)
+    if keras.config.backend() == "jax":
+        answer = _largest_of_jax(float(flag))
+        return lambda: bool(np.asarray(answer.addressable_data(0)))
+    group = _torch_group()
     answer = ops.convert_to_tensor(float(flag))
     sent = group.all_reduce(answer, op=group.ReduceOp.MAX, async_op=True)
 
@@ -120,6 +123,17 @@ def arrays_from_first(arrays):
         _torch_group().broadcast(data, src=0)
         found.append(ops.convert_to_numpy(data).view(array.dtype).reshape(array.shape))
     return found
+
+
+def _largest_of_jax(value):
+    """The largest of all processes' numbers, an array that is not waited for."""
+    import jax
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
+    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axis)) for axis in (["devices"], []))
+    mine = [jax.device_put(np.array([value], np.float32), device) for device in jax.local_devices()]
+    values = jax.make_array_from_single_device_arrays((jax.device_count(),), split, mine)
+    return jax.jit(jax.numpy.max, out_shardings=whole)(values)
 
 
 def _from_first_of_jax(array):
