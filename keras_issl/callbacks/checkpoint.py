@@ -49,7 +49,7 @@ class Checkpoint(keras.callbacks.Callback):
         step: The step of the last checkpoint that is on the disk, or `None`.
         finished_epochs: How many epochs are done.
         seconds: Time that it took of training, in this `fit`.
-        written_seconds: And of a processor, in the thread that writes.
+        written_seconds: And of a processor beside it, in the thread that writes.
 
     Other callbacks keep their state in the checkpoints if they have `get_state()`, which returns what JSON can hold,
     and `set_state(state)`, called after `on_train_begin`; so do Keras's `EarlyStopping` (without its best weights),
@@ -313,8 +313,9 @@ class Checkpoint(keras.callbacks.Callback):
         writing, self._writing = self._writing, None
         began = time.monotonic()
         self.step, spent = writing.result()
-        self.seconds += time.monotonic() - began
-        self.written_seconds += spent
+        waited = time.monotonic() - began
+        self.seconds += waited
+        self.written_seconds += max(0.0, spent - waited)  # of what was waited for nothing else could have been done
         self._last_at, self._pause = time.monotonic(), (self._copied + spent) / COST
 
     def close(self):

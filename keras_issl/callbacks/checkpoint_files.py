@@ -107,8 +107,10 @@ def write(folder, saved):
         with open(temporary, "wb") as file:
             about = {"format": _FORMAT, "step": saved.step, "epoch": saved.epoch, "batch": saved.batch, **saved.about}
             about["dtypes"] = [array.dtype.name for array in saved.arrays]
-            arrays = {f"{number:06d}": _plain(array) for number, array in enumerate(saved.arrays)}
-            np.savez(file, **arrays, **{_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)})
+            with zipfile.ZipFile(file, "w") as archive:
+                for number, array in enumerate(saved.arrays):
+                    _add(archive, f"{number:06d}", _plain(array))
+                _add(archive, _ABOUT, np.frombuffer(json.dumps(about).encode(), np.uint8))
             file.flush()
             os.fsync(file.fileno())
         path = folder / f"step_{saved.step:08d}-{_digest(temporary)}.npz"
@@ -239,6 +241,14 @@ def no_space(folder, what=""):
 
 def _bytes(count):
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _add(archive, name, array):
+    """As `numpy.savez` does it, which copies every array on its way, in parts: new memory costs more than writing."""
+    array = np.ascontiguousarray(array).reshape(array.shape)  # it makes one axis of none
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
+        member.write(array.reshape(-1).view(np.uint8))
 
 
 def _plain(array):
