@@ -265,7 +265,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self.batch == self.params.get("steps") or not self.model.stop_training:
             self.finished_epochs = epoch + 1
             if last or self._due():
-                self.save(epoch + 1, 0)
+                self.save(epoch + 1, 0, last=last)
 
     def on_train_end(self, logs=None):
         self.close()
@@ -278,14 +278,14 @@ class Checkpoint(keras.callbacks.Callback):
         wait = self._pause if self.every_seconds is None else self.every_seconds
         return time.monotonic() - self._last_at >= wait
 
-    def save(self, epoch, batch):
-        """Copies the state, and has it written."""
+    def save(self, epoch, batch, last=False):
+        """Copies the state, and has it written; the last one is written as it is, and waited for."""
         self._last = self.done
         if self._pool is None:
             return
         self._look(wait=True)
         began = time.monotonic()
-        snapshot = Snapshot(self.model)
+        snapshot = Snapshot(self.model, copy=not last)
         if distribution.as_int(self.model.steps) != self.done:
             return  # a collapse guard has put weights from before in their place
         names = [variable.path for variable in snapshot.variables(self.model)]
@@ -295,6 +295,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._copied = time.monotonic() - began
         self.seconds += self._copied
         self._writing = self._pool.submit(self._write, saved)
+        self._look(wait=last)
 
     def _write(self, saved):
         began = time.thread_time()  # what training cannot have: not the waiting for a disk

@@ -4,9 +4,10 @@ import contextlib
 import math
 import warnings
 
-import keras
 import numpy as np
 from keras import ops
+
+from keras_issl import distribution
 
 
 class Snapshot:
@@ -16,6 +17,8 @@ class Snapshot:
 
     Args:
         model: A built and compiled `keras.Model`.
+        copy: Whether to copy what the host's memory holds already. Without it the arrays are those that training
+            changes: for use before the next step.
 
     Example:
 
@@ -24,12 +27,11 @@ class Snapshot:
     >>> before.restore(model)
     """
 
-    def __init__(self, model):
+    def __init__(self, model, copy=True):
         synchronize(model)
         with _plain_conversions():
-            arrays = [_array(variable) for variable in _variables(model)]
-        # Some converted arrays are the variable's own memory.
-        self.arrays = [array if array.flags.owndata else array.copy() for array in arrays]
+            arrays = [distribution.host_array(variable) for variable in _variables(model)]
+        self.arrays = [array.copy() for array in arrays] if copy else arrays
 
     def restore(self, model):
         """Gives the model the values back.
@@ -85,9 +87,7 @@ def _finite(variable):
 
 
 def _array(variable):
-    # A mirrored variable has to become a tensor first.
-    tensor = ops.copy(variable.value) if keras.config.backend() == "tensorflow" else variable.value
-    return ops.convert_to_numpy(tensor)
+    return ops.convert_to_numpy(ops.copy(variable.value))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ so inside functions. Everything else is written in `keras.ops`.
 - **The global batch** (`replicas`): `gather`, `global_mean` and the like. An objective of this library is a function
   of the whole batch (the entropy of a mean is no mean of entropies), so it asks for the global batch here.
 - **Engines** (`engines`): how `fit` runs on several devices, and what it refuses there.
-- **What the hardware wants** (`devices`): `has_accelerator`, `jit_compile_default`.
+- **What the hardware wants** (`devices`): `has_accelerator`, `jit_compile_default`, `host_array`.
 - **Layers with a native kernel** (`layers`): `BatchNormalization`, `Conv2D` and `MaxPooling2D`.
 - **Memory** (`chunks`): `recompute` and `sum_chunks` compute in the backward pass again what they do not keep.
 - **Export** (`export`): `Exportable` fills in what each backend's exporter needs for batches of any size.
@@ -18,6 +18,7 @@ from keras_issl.distribution.devices import (
     dtype_scope,
     gradients,
     has_accelerator,
+    host_array,
     is_out_of_memory,
     jit_compile_default,
     prefetches,
@@ -71,6 +72,7 @@ __all__ = [
     "global_mean",
     "gradients",
     "has_accelerator",
+    "host_array",
     "is_out_of_memory",
     "is_writer",
     "jit_compile_default",

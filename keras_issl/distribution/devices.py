@@ -4,6 +4,7 @@ import contextlib
 import re
 
 import keras
+import numpy as np
 
 
 def has_accelerator():
@@ -60,6 +61,22 @@ def jit_compile_default():
         TensorFlow's own; `"auto"` (Keras decides) everywhere else.
     """
     return False if keras.config.backend() == "tensorflow" and not has_accelerator() else "auto"
+
+
+def host_array(variable):
+    """The value of a variable as a NumPy array; without a copy where the host's memory holds it, so not to be kept.
+
+    Example:
+
+    >>> keras_issl.distribution.host_array(keras.Variable([1.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+    backend = keras.config.backend()
+    if backend == "torch" and str(variable.value.dtype) != "torch.bfloat16":  # which NumPy does not know
+        return variable.value.detach().cpu().numpy()
+    if backend == "tensorflow":
+        return np.asarray(keras.ops.copy(variable.value))  # a plain tensor, also of a mirrored variable
+    return np.asarray(variable.value) if backend == "jax" else keras.ops.convert_to_numpy(variable.value)
 
 
 def as_int(variable):
