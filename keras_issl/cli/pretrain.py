@@ -113,8 +113,8 @@ def _devices(args, out):
 def _launch(command, out):
     """Runs the processes of a run and hands signals on to them; the exit status is 0 if they saved and ended.
 
-    The first signal asks them to save and end. Another one, a second or more later, ends the launcher at once; so does
-    whatever kills this process. The processes of the run notice that they are alone, see `_end_with`.
+    The first signal asks them to save and end. Another Ctrl-C, a second or more later, ends the launcher at once. The
+    processes of the run notice that, and whatever kills this one, see `_end_with`.
     """
     from keras_issl import runs
 
@@ -122,7 +122,7 @@ def _launch(command, out):
 
     def hand_on(number, frame):
         now = time.monotonic()
-        if asked and now - asked[0] < callbacks.signals.AGAIN:  # the same one, by way of a shell
+        if asked and (number == signal.SIGTERM or now - asked[0] < callbacks.signals.AGAIN):  # as `StopOnSignal`
             return
         again = bool(asked)
         asked.append(now)

@@ -129,11 +129,19 @@ def _largest_of_jax(value):
     """The largest of all processes' numbers, an array that is not waited for."""
     import jax
 
+    split, largest = _jax_max()
+    mine = [jax.device_put(np.array([value], np.float32), device) for device in jax.local_devices()]
+    return largest(jax.make_array_from_single_device_arrays((jax.device_count(),), split, mine))
+
+
+@functools.cache
+def _jax_max():
+    """The sharding of one number a device, and the compiled maximum of such numbers, on all devices."""
+    import jax
+
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
     split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axis)) for axis in (["devices"], []))
-    mine = [jax.device_put(np.array([value], np.float32), device) for device in jax.local_devices()]
-    values = jax.make_array_from_single_device_arrays((jax.device_count(),), split, mine)
-    return jax.jit(jax.numpy.max, out_shardings=whole)(values)
+    return split, jax.jit(jax.numpy.max, out_shardings=whole)
 
 
 def _from_first_of_jax(array):
