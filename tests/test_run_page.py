@@ -97,7 +97,9 @@ def test_a_run_that_goes_on_has_not_ended_yet(tmp_path):
     history = (folder / "history.csv").read_text()
     (folder / "history.csv").write_text(history + "2,0.1")  # cut off by a kill
     assert runs.read(folder).stopped_by == "SIGINT" and len(runs.read(folder).history["loss"]) == 2
-    runs.folder.describe(folder, {name: told[name] for name in ("recipe", "data")}, None, [])  # as a resumed run begins
+    again = runs.folder.describe(folder, {name: told[name] for name in ("recipe", "data")}, None, [])
+    assert runs.read(folder).stopped_by == "SIGINT", "what may yet be refused changes nothing"
+    runs.folder.begin(folder, again, 2)  # as a resumed run begins
     assert runs.read(folder).stopped_by is None and runs.read(folder).finished_epochs is None
     runs.pretrain(recipe(epochs=2), DIGITS, folder, resume=True, page=False, verbose=False)
     after = json.loads((folder / "run.json").read_text())
