@@ -58,6 +58,12 @@ def clean_memory():
 
 
 @pytest.fixture
+def guard_with_time(monkeypatch):
+    """A collapse guard judges every row: on a busy machine its share of a run of seconds may be one look."""
+    monkeypatch.setattr("keras_issl.callbacks.collapse_guard.COST", 1e9)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

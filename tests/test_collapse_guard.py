@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_issl import callbacks, datasets, recipes
 
+pytestmark = pytest.mark.usefixtures("guard_with_time")
 DIGITS = datasets.load("digits", split="train").take(256)
 
 

@@ -139,6 +139,7 @@ def test_a_stream_is_recorded_without_what_cannot_be_known_of_it():
     assert np.isnan(columns["input_share"]).all() and np.isnan(columns["effective_rank"]).all()
 
 
+@pytest.mark.usefixtures("guard_with_time")
 def test_slow_loading_is_seen_and_said():
     class Slow:
         shape, dtype = IMAGES.shape, IMAGES.dtype

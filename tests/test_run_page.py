@@ -124,6 +124,7 @@ def test_labels_are_left_alone_where_no_probe_is_wanted(tmp_path):
         runs.pretrain(recipe(epochs=1), bare, tmp_path / "bare", online_probe=True, verbose=False)
 
 
+@pytest.mark.usefixtures("guard_with_time")
 def test_a_run_that_the_guard_stopped_says_so(tmp_path):
     keras.utils.set_random_seed(0)
     data = datasets.load("digits", split="train").take(256)
