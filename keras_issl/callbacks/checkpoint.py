@@ -173,7 +173,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def restore(self, model):
         """Gives a model the state that was saved; of several processes the first one's, to all of them."""
-        snapshot = Snapshot(model)
+        snapshot = Snapshot(model, copy=False)  # of the other processes the shapes count
         if distribution.is_writer():
             snapshot.arrays = self.saved.arrays[: len(snapshot.arrays)]
         snapshot.arrays = distribution.arrays_from_first(snapshot.arrays)
