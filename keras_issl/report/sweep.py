@@ -1,0 +1,112 @@
+"""A picture of what knobs do: accuracy over one number of a recipe at a time."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from keras_issl.report.style import LEVEL_COLORS, PALETTE
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One knob.
+
+    Attributes:
+        title: What the knob is called, on the axis under the panel.
+        curves: Dict from the name of a curve to its points, pairs (value of the knob, top-1 in [0, 1]).
+        collapsed: Values at which training collapsed: their regions are shaded.
+        usual: The recipe's own value, marked; `None` for none.
+        log: Whether the knob's axis is logarithmic. Where 0 is among the values, it is linear up to the smallest other.
+
+    Example:
+
+    >>> from keras_issl.report.sweep import Panel
+    >>> panel = Panel("λ", {"linear probe": [(0, 0.10), (1, 0.31), (2.3, 0.44)]}, collapsed=(0,), usual=2.3)
+    """
+
+    title: str
+    curves: dict
+    collapsed: tuple = ()
+    usual: float | None = None
+    log: bool = False
+
+
+def sweep(panels, path, *, lines=None, title=""):
+    """Draws accuracies over the values of knobs, a panel a knob, into a PNG.
+
+    Args:
+        panels: A list of `Panel`s.
+        path: Where to write the picture.
+        lines: Dict from a name to top-1 in [0, 1], drawn through all panels: what training should exceed.
+        title: Heading of the picture.
+
+    Returns:
+        The path, or `None` if matplotlib is not installed or there is nothing to draw.
+
+    Example:
+
+    >>> from keras_issl.report.sweep import Panel, sweep
+    >>> path = sweep([Panel("C", {"linear probe": [(64, 0.4), (256, 0.5)]}, log=True)], "sweep.png")
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+        from matplotlib.ticker import NullLocator
+    except ImportError:
+        return None
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(1.2 + 3.1 * columns, 0.9 + 2.6 * rows), layout="constrained")
+        all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in all_axes.flat[len(panels) :]:
+            axes.set_axis_off()
+        for i, (panel, axes) in enumerate(zip(panels, all_axes.flat, strict=False)):
+            _draw(panel, axes, lines or {}, NullLocator, labelled=not i)
+            if i % columns == 0:
+                axes.set_ylabel("test top-1, %")
+        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+        if title:
+            figure.suptitle(title)
+        figure.savefig(path, dpi=120)
+    return Path(path)
+
+
+def _draw(panel, axes, lines, no_ticks, labelled):
+    values = sorted({value for points in panel.curves.values() for value, _ in points} | set(panel.collapsed))
+    # Points of equal distance where 0 is among numbers that differ by factors: the ticks say what they are.
+    even = panel.log and values[0] == 0
+    place = {value: float(at if even else value) for at, value in enumerate(values)}
+    if panel.log and not even:
+        axes.set_xscale("log")
+    for (name, points), color in zip(panel.curves.items(), PALETTE, strict=False):
+        points = sorted(points)
+        xs, ys = [place[value] for value, _ in points], [100 * top1 for _, top1 in points]
+        axes.plot(xs, ys, "o-", color=color, ms=4, lw=1.5, label=name if labelled else None)
+    for (name, top1), style in zip(lines.items(), (":", "--", "-."), strict=False):
+        axes.axhline(100 * top1, color="grey", ls=style, lw=1.2, label=name if labelled else None)
+    edges = _edges([place[value] for value in values], log=panel.log and not even)
+    for value in panel.collapsed:
+        at = values.index(value)
+        axes.axvspan(edges[at], edges[at + 1], color=LEVEL_COLORS["problem"], alpha=0.13, lw=0)
+    if panel.usual in place:
+        axes.axvline(place[panel.usual], color="grey", lw=0.8, alpha=0.6)
+    axes.set_xticks([place[value] for value in values], [f"{value:g}" for value in values])
+    axes.xaxis.set_minor_locator(no_ticks())
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel(panel.title)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _edges(places, log):
+    """Where the region of one value ends and that of the next begins, half way: one more number than values."""
+    at = np.log(places) if log else np.asarray(places, float)
+    if len(at) == 1:
+        edges = np.array([at[0] - 0.5, at[0] + 0.5])
+    else:
+        middle = (at[1:] + at[:-1]) / 2
+        edges = np.array([at[0] - (middle[0] - at[0]), *middle, at[-1] + (at[-1] - middle[-1])])
+    return np.exp(edges) if log else edges

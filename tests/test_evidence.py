@@ -1,0 +1,155 @@
+"""The tools that turn recipes into evidence: the paper's table and the studies, in small."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_issl
+from keras_issl import probes
+from keras_issl.report.sweep import Panel, _edges, sweep
+
+pytestmark = [
+    pytest.mark.backend_independent,  # the runs themselves are tested on every backend in test_runs.py
+    pytest.mark.filterwarnings("ignore:.*incomplete last batch", "ignore:No augmentation", "ignore:.*never changes"),
+]
+ROOT = Path(keras_issl.__file__).parent.parent
+sys.path.append(str(ROOT / "tools"))
+import reproduce_table1  # noqa: E402
+import study  # noqa: E402
+
+# The authors' README: baseline, ours, +dim, +epochs, +aug.
+CONTRASTIVE, DISTILLATION = (45.2, 45.8, 47.6, 48.7, 51.2), (43.3, 45.1, 48.0, 49.0, 50.7)
+
+
+def folder(tmp_path, side, test, sizes):
+    """Images of two classes, light and dark, in the layout of folders."""
+    rng = np.random.default_rng(0)
+    for split, count in zip(("train", test), sizes, strict=True):
+        for label, light in (("dark", 60), ("light", 160)):
+            place = tmp_path / "images" / split / label
+            place.mkdir(parents=True)
+            for i in range(count // 2):
+                Image.fromarray(rng.integers(0, 95, (side, side, 3)).astype("uint8") + light).save(place / f"{i}.png")
+    return str(tmp_path / "images")
+
+
+# ---------------------------------------------------------------------- the paper's table
+def test_the_cells_stand_in_the_papers_order_beside_its_figures():
+    assert tuple(reproduce_table1.PUBLISHED.values()) == CONTRASTIVE + DISTILLATION
+    assert reproduce_table1.CELLS[::5] == ("simclr", "dino")
+    steps = reproduce_table1.BEFORE
+    assert "simclr" not in steps and steps["dino"] is None and steps["dissl"] == "dino"
+    assert steps["cissl+dim"] == "cissl" and steps["dissl+dim+epochs+aug"] == "dissl+dim+epochs"
+    for tier, epochs in (("smoke", (2, 2)), ("100", (100, 100)), ("paper", (300, 1000))):
+        cells = ("dino", "cissl+dim+epochs")
+        assert tuple(reproduce_table1._recipe(cell, tier, 1).epochs for cell in cells) == epochs
+    assert reproduce_table1._recipe("dino", "100", 7).seed == 7
+
+
+def test_cells_are_trained_once_and_stand_beside_each_other(tmp_path, capsys):
+    data, out = folder(tmp_path, 64, "valid", (64, 40)), tmp_path / "out"
+    call = [data, str(out), "--cells", "simclr", "cissl"]
+    reproduce_table1.main([*call, "--minutes", "0"])
+    assert "the same command goes on with simclr" in capsys.readouterr().out and not out.exists()
+    reproduce_table1.main(call)
+    told, right = {}, {}
+    for cell in ("simclr", "cissl"):
+        told[cell] = json.loads((out / "smoke" / cell / "result.json").read_text())
+        right[cell] = dict(np.load(out / "smoke" / cell / "right.npz"))
+        assert told[cell]["top1"] == {name: values.mean() for name, values in right[cell].items()}
+        assert set(right[cell]) == {"held_out", "linear", "on_test"} and len(right[cell]["linear"]) == 40
+        assert told[cell]["images_per_second"] > 0 and "best of 3 on test" in told[cell]["chosen"]["on_test"]
+    text = (out / "smoke" / "table.md").read_text()
+    header, _, first, second = (
+        [cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")
+    )
+    first, second = dict(zip(header, first, strict=True)), dict(zip(header, second, strict=True))
+    step = 100 * np.array(probes.paired_difference(right["cissl"]["held_out"], right["simclr"]["held_out"]))
+    assert first["step"] == "" and float(second["step"].split(" [")[0]) == pytest.approx(step[0], abs=0.051)
+    assert float(second["off"].split(" [")[0]) == pytest.approx(
+        100 * told["cissl"]["top1"]["on_test"] - 45.8, abs=0.051
+    )
+    assert "shows that every cell runs, no more" in text and "on the validation images it is scored on" in text
+    # What is done stays done, and another call does not mix with it.
+    before = (out / "smoke" / "cissl" / "result.json").stat().st_mtime_ns
+    reproduce_table1.main(call)
+    assert (out / "smoke" / "cissl" / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="another recipe, seed or data"):
+        reproduce_table1.main([*call, "--seed", "1"])
+
+
+# ---------------------------------------------------------------------- studies
+def test_a_study_has_a_row_a_point_and_trains_no_recipe_twice(tmp_path, capsys, monkeypatch):
+    data, out = folder(tmp_path, 32, "test", (64, 40)), tmp_path / "out"
+    points = [
+        study.Point("seed", 0, {}),
+        study.Point("maximality_weight", 2.3, {"objective_args": {"maximality_weight": 2.3}}),
+        study.Point("maximality_weight", 0, {"objective_args": {"maximality_weight": 0}}),
+        study.Point("learning_rate", 1e30, {"learning_rate": 1e30}),
+    ]
+    monkeypatch.setitem(study.STUDIES, "knobs", lambda: points)
+    monkeypatch.setattr(study, "CLASSES", 16)
+    study.main(["knobs", data, str(out), "--epochs", "2", "--only", "seed", "maximality_weight"])
+    folders = {path.name for path in (out / "knobs").iterdir() if path.is_dir()}
+    assert folders == {"seed-0-0", "maximality_weight-0-0"}
+    study.main(["knobs", data, str(out), "--epochs", "2"])
+    with open(out / "knobs" / "results.csv", newline="") as file:
+        rows = {(row["knob"], row["value"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 6 and float(rows["raw pixels", "0"]["linear_top1"]) == 1.0  # light and dark
+    own, copied = rows["seed", "0"], rows["maximality_weight", "2.3"]
+    assert {k: v for k, v in own.items() if k not in study.KEY} == {
+        k: v for k, v in copied.items() if k not in study.KEY
+    }
+    assert float(own["marginal_entropy"]) <= np.log(16) + 1e-3
+    diverged = rows["learning_rate", "1e+30"]
+    assert (diverged["collapse"], diverged["linear_top1"]) == ("NaN", "")
+    text = (out / "knobs" / "study.md").read_text()
+    assert "random encoder, linear" in text and "scored once on 40 test images" in text
+    assert (out / "knobs" / "study.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="another recipe or other images"):
+        study.main(["knobs", data, str(out), "--epochs", "3"])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", study.STUDIES)
+def test_every_point_of_a_study_is_a_recipe_that_can_run(name):
+    points = study.STUDIES[name]()
+    assert len({point.key for point in points}) == len(points)
+    for point in points:
+        recipe = study._recipe(point, study.EPOCHS)
+        keras_issl.recipes.check(recipe, study.IMAGES)
+        assert recipe.epochs == study.EPOCHS and recipe.seed == point.seed
+    if name == "augmentation":  # the paper changed C with the strength
+        classes = {
+            (point.curve.startswith("fixed"), point.value): point.changes["objective_args"]["num_classes"]
+            for point in points
+        }
+        assert {classes[True, s] for s in (0.5, 1, 2, 4)} == {1024}
+        assert [classes[False, s] for s in (0.5, 1, 2, 4)] == [4096, 1024, 256, 64]
+
+
+# ---------------------------------------------------------------------- the picture
+def test_regions_meet_half_way_between_values():
+    np.testing.assert_allclose(_edges([0.0, 1.0, 3.0], log=False), [-0.5, 0.5, 2, 4])
+    np.testing.assert_allclose(_edges([1.0, 100.0, 1e4], log=True), [0.1, 10, 1e3, 1e5])
+    np.testing.assert_allclose(_edges([2.0], log=False), [1.5, 2.5])
+
+
+def test_a_sweep_is_drawn(tmp_path):
+    panels = [
+        Panel("λ", {"linear probe": [(0, 0.1), (1, 0.3), (8, 0.2)]}, collapsed=(0,), usual=1, log=True),
+        Panel("rate", {"linear probe": [(1e-3, 0.3)]}, collapsed=(1.0,), log=True),  # a value without a figure
+    ]
+    assert sweep([panels[0]], tmp_path / "one.png").stat().st_size > 5_000
+    with Image.open(sweep(panels, tmp_path / "two.png", lines={"random encoder": 0.2})) as picture:
+        drawn = np.asarray(picture.convert("RGB"))
+    # The shaded regions are reddish, and stand in both panels.
+    red = (drawn[..., 0] > drawn[..., 1].astype(int) + 15) & (drawn[..., 0] > drawn[..., 2].astype(int) + 15)
+    half = drawn.shape[1] // 2
+    assert red[:, :half].sum() > 1000 and red[:, half:].sum() > 1000
+    assert sweep([], tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
