@@ -107,7 +107,7 @@ def test_a_study_has_a_row_a_point_and_trains_no_recipe_twice(tmp_path, capsys, 
     }
     assert float(own["marginal_entropy"]) <= np.log(16) + 1e-3
     diverged = rows["learning_rate", "1e+30"]
-    assert (diverged["collapse"], diverged["linear_top1"]) == ("NaN", "")
+    assert (diverged["problems"], diverged["linear_top1"]) == ("NaN", "")
     text = (out / "knobs" / "study.md").read_text()
     assert "random encoder, linear" in text and "scored once on 40 test images" in text
     assert (out / "knobs" / "study.png").stat().st_size > 10_000
@@ -142,8 +142,8 @@ def test_regions_meet_half_way_between_values():
 
 def test_a_sweep_is_drawn(tmp_path):
     panels = [
-        Panel("λ", {"linear probe": [(0, 0.1), (1, 0.3), (8, 0.2)]}, collapsed=(0,), usual=1, log=True),
-        Panel("rate", {"linear probe": [(1e-3, 0.3)]}, collapsed=(1.0,), log=True),  # a value without a figure
+        Panel("λ", {"linear probe": [(0, 0.1), (1, 0.3), (8, 0.2)]}, shaded=(0,), usual=1, log=True),
+        Panel("rate", {"linear probe": [(1e-3, 0.3)]}, shaded=(1.0,), log=True),  # a value without a figure
     ]
     assert sweep([panels[0]], tmp_path / "one.png").stat().st_size > 5_000
     with Image.open(sweep(panels, tmp_path / "two.png", lines={"random encoder": 0.2})) as picture:

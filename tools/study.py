@@ -32,7 +32,7 @@ PROBES = {"linear": probes.LinearProbe, "mlp": lambda: probes.MLPProbe(hidden=(5
 LOGGED = ("loss", "marginal_entropy", "conditional_entropy", "kl_invariance")  # of the last epoch
 KEY = ("knob", "value", "curve", "seed")
 ABOUT = ("changes", "versions", "hardware", "date")
-COLUMNS = (*KEY, "linear_top1", "mlp_top1", *LOGGED, "collapse", *ABOUT)
+COLUMNS = (*KEY, "linear_top1", "mlp_top1", *LOGGED, "problems", *ABOUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +153,17 @@ def main(arguments=None):
         try:
             result = runs.pretrain(recipe, train, folder, resume=folder.exists(), online_probe=False, page=False)
         except FloatingPointError:  # which is a finding here
-            record(point, None, collapse="NaN")
+            record(point, None, problems="NaN")
             continue
         if result.stopped_by:
             return _say(f"Stopped; the same command goes on in {out}.")
         logged = {name: f"{result.history[name][-1]:.4f}" for name in LOGGED if name in result.history}
-        collapse = " ".join(verdict.kind for verdict in result.verdicts if verdict.collapsed)
+        problems = " ".join(verdict.kind for verdict in result.verdicts if verdict.level == "problem")
         try:
             splits = comparison.shared.features(result.model.encoder, train, test)
         except ValueError:  # features that are not finite, of weights that the last steps spoilt
-            splits, collapse = None, "NaN"
-        record(point, splits, **logged, collapse=collapse)
+            splits, problems = None, "NaN"
+        record(point, splits, **logged, problems=problems)
     _tell(args.study, out, train, test, args.epochs)
 
 
@@ -217,10 +217,10 @@ def _tell(study, out, train, test, epochs):
                 if row[f"{name}_top1"]:  # none after NaN, and in the study of knobs no MLP
                     words = f"{'MLP' if name == 'mlp' else name} probe" + (f", {row['curve']}" if row["curve"] else "")
                     curves.setdefault(words, []).append((float(row["value"]), float(row[f"{name}_top1"])))
-        collapsed = tuple({float(row["value"]) for row in mine if row["collapse"]})
-        panels.append(Panel(TITLES.get(knob, knob), curves, collapsed, USUAL.get(knob), log=True))
+        shaded = tuple({float(row["value"]) for row in mine if row["problems"]})
+        panels.append(Panel(TITLES.get(knob, knob), curves, shaded, USUAL.get(knob), log=True))
     picture = sweep(panels, out / "study.png", lines=lines)
-    shown = ["knob", "value", "curve", "linear_top1", "mlp_top1", *LOGGED, "collapse"]
+    shown = ["knob", "value", "curve", "linear_top1", "mlp_top1", *LOGGED, "problems"]
     shown = [name for name in shown if any(row[name] for row in rows)]
     cells = [[_percent(name, row[name]) for name in shown] for row in rows]
     titles = [name.replace("_top1", " top-1, %").replace("mlp", "MLP").replace("_", " ") for name in shown]
@@ -229,7 +229,8 @@ def _tell(study, out, train, test, epochs):
         f"{train.name}: DISSL on {len(train):,} images without labels for {epochs} epochs, a ResNet of 16 to 128 "
         f"channels, `recipes.small_images` with C = {CLASSES} but for what the knob says, seed 0, float32, "
         f"{keras.config.backend()}; probes fitted on the same images with all labels, their regularisation chosen on "
-        f"held-out training labels, scored once on {len(test):,} test images. Beside: {beside}."
+        f"held-out training labels, scored once on {len(test):,} test images. Beside: {beside}. Logged: the last "
+        "epoch's means; problems: what the run's own records are judged as (`diagnostics.judge_training`)."
     )
     text = f"{report.table(titles, cells)}\n\n{protocol}\n"
     (out / "study.md").write_text(text, encoding="utf-8")

@@ -15,19 +15,19 @@ class Panel:
     Attributes:
         title: What the knob is called, on the axis under the panel.
         curves: Dict from the name of a curve to its points, pairs (value of the knob, top-1 in [0, 1]).
-        collapsed: Values at which training collapsed: their regions are shaded.
+        shaded: Values whose regions are shaded, such as those at which training collapsed.
         usual: The recipe's own value, marked; `None` for none.
         log: Whether the knob's axis is logarithmic. Where 0 is among the values, it is linear up to the smallest other.
 
     Example:
 
     >>> from keras_issl.report.sweep import Panel
-    >>> panel = Panel("λ", {"linear probe": [(0, 0.10), (1, 0.31), (2.3, 0.44)]}, collapsed=(0,), usual=2.3)
+    >>> panel = Panel("λ", {"linear probe": [(0, 0.10), (1, 0.31), (2.3, 0.44)]}, shaded=(0,), usual=2.3)
     """
 
     title: str
     curves: dict
-    collapsed: tuple = ()
+    shaded: tuple = ()
     usual: float | None = None
     log: bool = False
 
@@ -76,7 +76,7 @@ def sweep(panels, path, *, lines=None, title=""):
 
 
 def _draw(panel, axes, lines, no_ticks, labelled):
-    values = sorted({value for points in panel.curves.values() for value, _ in points} | set(panel.collapsed))
+    values = sorted({value for points in panel.curves.values() for value, _ in points} | set(panel.shaded))
     # Points of equal distance where 0 is among numbers that differ by factors: the ticks say what they are.
     even = panel.log and values[0] == 0
     place = {value: float(at if even else value) for at, value in enumerate(values)}
@@ -89,7 +89,7 @@ def _draw(panel, axes, lines, no_ticks, labelled):
     for (name, top1), style in zip(lines.items(), (":", "--", "-."), strict=False):
         axes.axhline(100 * top1, color="grey", ls=style, lw=1.2, label=name if labelled else None)
     edges = _edges([place[value] for value in values], log=panel.log and not even)
-    for value in panel.collapsed:
+    for value in panel.shaded:
         at = values.index(value)
         axes.axvspan(edges[at], edges[at + 1], color=LEVEL_COLORS["problem"], alpha=0.13, lw=0)
     if panel.usual in place:
