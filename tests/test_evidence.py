@@ -45,24 +45,31 @@ def test_the_cells_stand_in_the_papers_order_beside_its_figures():
     steps = reproduce_table1.BEFORE
     assert "simclr" not in steps and steps["dino"] is None and steps["dissl"] == "dino"
     assert steps["cissl+dim"] == "cissl" and steps["dissl+dim+epochs+aug"] == "dissl+dim+epochs"
-    for tier, epochs in (("smoke", (2, 2)), ("100", (100, 100)), ("paper", (300, 1000))):
+    for tier, epochs in (("smoke", (2, 2)), ("100", (100, 333)), ("paper", (300, 1000))):
         cells = ("dino", "cissl+dim+epochs")
-        assert tuple(reproduce_table1._recipe(cell, tier, 1).epochs for cell in cells) == epochs
-    assert reproduce_table1._recipe("dino", "100", 7).seed == 7
+        assert tuple(reproduce_table1._recipe(cell, tier, 1)[0].epochs for cell in cells) == epochs
+    recipe, notes = reproduce_table1._recipe("dino", "100", 7)
+    assert recipe.seed == 7 and "warmup_epochs 50 -> 25" in " ".join(
+        notes
+    )  # a shorter run changes more than its length
 
 
 def test_cells_are_trained_once_and_stand_beside_each_other(tmp_path, capsys):
     data, out = folder(tmp_path, 64, "valid", (64, 40)), tmp_path / "out"
     call = [data, str(out), "--cells", "simclr", "cissl"]
     reproduce_table1.main([*call, "--minutes", "0"])
-    assert "the same command goes on with simclr" in capsys.readouterr().out and not out.exists()
+    assert "the same command goes on with simclr" in capsys.readouterr().out
+    assert not (out / "smoke" / "simclr" / "run").exists()
     reproduce_table1.main(call)
     told, right = {}, {}
     for cell in ("simclr", "cissl"):
         told[cell] = json.loads((out / "smoke" / cell / "result.json").read_text())
         right[cell] = dict(np.load(out / "smoke" / cell / "right.npz"))
         assert told[cell]["top1"] == {name: values.mean() for name, values in right[cell].items()}
-        assert set(right[cell]) == {"held_out", "linear", "on_test"} and len(right[cell]["linear"]) == 40
+        assert set(right[cell]) == {"held_out", "linear", "on_test", "1e-06", "1e-05", "0.0001"}
+        assert len(right[cell]["linear"]) == 40
+        best = max((right[cell][decay] for decay in ("1e-06", "1e-05", "0.0001")), key=np.mean)
+        np.testing.assert_array_equal(right[cell]["on_test"].mean(), best.mean())
         assert told[cell]["images_per_second"] > 0 and "best of 3 on test" in told[cell]["chosen"]["on_test"]
     text = (out / "smoke" / "table.md").read_text()
     header, _, first, second = (
@@ -81,6 +88,14 @@ def test_cells_are_trained_once_and_stand_beside_each_other(tmp_path, capsys):
     assert (out / "smoke" / "cissl" / "result.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match="another recipe, seed or data"):
         reproduce_table1.main([*call, "--seed", "1"])
+    # Killed between two probes, it goes on with the next.
+    (out / "smoke" / "cissl" / "result.json").unlink()
+    kept = {name: right["cissl"][name] for name in ("held_out", "1e-06")}
+    np.savez(out / "smoke" / "cissl" / "right.npz", **kept)
+    reproduce_table1.main(call)
+    with np.load(out / "smoke" / "cissl" / "right.npz") as again:
+        for name, values in right["cissl"].items():
+            np.testing.assert_array_equal(again[name], values, err_msg=name)
 
 
 # ---------------------------------------------------------------------- studies
@@ -94,7 +109,8 @@ def test_a_study_has_a_row_a_point_and_trains_no_recipe_twice(tmp_path, capsys, 
     ]
     monkeypatch.setitem(study.STUDIES, "knobs", lambda: points)
     monkeypatch.setattr(study, "CLASSES", 16)
-    study.main(["knobs", data, str(out), "--epochs", "2", "--only", "seed", "maximality_weight"])
+    for knob in ("seed", "maximality_weight"):
+        study.main(["knobs", data, str(out), "--epochs", "2", "--only", knob])
     folders = {path.name for path in (out / "knobs").iterdir() if path.is_dir()}
     assert folders == {"seed-0-0", "maximality_weight-0-0"}
     study.main(["knobs", data, str(out), "--epochs", "2"])
@@ -111,7 +127,7 @@ def test_a_study_has_a_row_a_point_and_trains_no_recipe_twice(tmp_path, capsys, 
     text = (out / "knobs" / "study.md").read_text()
     assert "random encoder, linear" in text and "scored once on 40 test images" in text
     assert (out / "knobs" / "study.png").stat().st_size > 10_000
-    with pytest.raises(SystemExit, match="another recipe or other images"):
+    with pytest.raises(SystemExit, match="another recipe, other images or on another"):
         study.main(["knobs", data, str(out), "--epochs", "3"])
     capsys.readouterr()
 

@@ -12,6 +12,7 @@ classify right. Stopped, killed or at the end of its minutes, the same call goes
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from keras_issl import comparison, datasets, probes, recipes, report, results, runs
+from keras_issl.comparison.rows import replace
 from keras_issl.zoo.layout import write_json
 
 # Top-1 in the authors' README: one seed, the probe's weight decay chosen on the validation images that it is scored on.
@@ -33,9 +35,14 @@ PUBLISHED = {
 }  # fmt: skip
 CELLS = tuple(PUBLISHED)
 BEFORE = dict(zip(CELLS[1:], CELLS, strict=False)) | {"dino": None}  # what a cell is a step from
-TIERS = {"smoke": "shrunk, figures mean nothing", "100": "100 epochs", "paper": "300 epochs, or 1000 with +epochs"}
+TIERS = {
+    "smoke": "shrunk, figures mean nothing",
+    "100": "a third of the paper's epochs: 100, or 333 with +epochs",
+    "paper": "300 epochs, or 1000 with +epochs",
+}
 SMOKE_IMAGES = {"train": 512, "valid": 256}
-RESULT, RIGHT, TABLE = "result.json", "right.npz", "table.md"
+ASKED, RIGHT, CHOSEN, RESULT, TABLE = "asked.json", "right.npz", "chosen.json", "result.json", "table.md"
+HELD_OUT, LINEAR, ON_TEST = "held_out", "linear", "on_test"
 PROTOCOL = (
     "Top-1 in % on the official validation images, frozen features of un-augmented images, probes fitted on all labels "
     "of train. *Held out*: the paper's SGD probe, its weight decay chosen on a fifth of train, scored once. *Linear*: "
@@ -49,6 +56,7 @@ PROTOCOL = (
 
 def main(arguments=None):
     args = _parser().parse_args(arguments)
+    ends = time.monotonic() + 60 * args.minutes
     out = Path(args.out) / args.tier
     if args.table:
         return _tell(out)
@@ -60,22 +68,17 @@ def main(arguments=None):
         except (ValueError, OSError) as error:
             raise SystemExit(str(error)) from None
     train, valid = splits["train"], splits["valid"].with_classes(splits["train"].class_names)
-    ends = time.monotonic() + 60 * args.minutes
     for cell in args.cells:
-        folder, recipe = out / cell, _recipe(cell, args.tier, args.seed)
-        asked = _asked(recipe, train, valid)
-        if (folder / RESULT).is_file():
-            if json.loads((folder / RESULT).read_text(encoding="utf-8"))["asked"] != asked:
-                raise SystemExit(f"{folder} has the cell with another recipe, seed or data: choose another OUT.")
+        recipe, notes = _recipe(cell, args.tier, args.seed)
+        asked = {"recipe": dataclasses.asdict(recipe), "data": [train.fingerprint, valid.fingerprint]}
+        job = Cell(cell, out / cell, recipe, json.loads(json.dumps(asked)), notes)
+        if job.is_finished():
             continue
         if time.monotonic() > ends:
             return _say(f"{args.minutes:g} minutes are over; the same command goes on with {cell}.")
-        encoder = _pretrain(recipe, train, folder / "run", ends - time.monotonic())
-        if encoder is None:
+        encoder = job.pretrain(train, ends - time.monotonic())
+        if encoder is None or not job.probe(encoder, train, valid, ends):
             return _say(f"{cell} is stopped and saved; the same command goes on in {out}.")
-        records = report.read_records(folder / "run" / "records.csv")
-        speed = float(np.nanmedian(records["images_per_second"]))
-        _evaluate(cell, encoder, train, valid, folder, {"asked": asked, "images_per_second": speed})
     _tell(out)
 
 
@@ -93,58 +96,98 @@ def _parser():
 
 
 def _recipe(cell, tier, seed):
-    recipe = recipes.get(f"tiny_imagenet/{cell}")
+    """The recipe of a cell, and a list of sentences: what a shorter run changed beside its epochs."""
+    recipe, notes = recipes.get(f"tiny_imagenet/{cell}"), []
     if tier == "smoke":
         recipe = recipes.smoke(recipe)
     elif tier == "100":
-        recipe, _ = recipes.override(recipe, {"epochs": 100})
-    return dataclasses.replace(recipe, seed=seed)
+        recipe, notes = recipes.override(recipe, {"epochs": recipe.epochs // 3})
+    return dataclasses.replace(recipe, seed=seed), notes
 
 
-def _asked(recipe, train, valid):
-    """What decides a cell, as JSON holds it."""
-    asked = {"recipe": dataclasses.asdict(recipe), "data": [train.fingerprint, valid.fingerprint]}
-    return json.loads(json.dumps(asked))
+@dataclasses.dataclass
+class Cell:
+    """A cell of the table: what is asked for, and its folder with what is done of it."""
 
+    name: str
+    folder: Path
+    recipe: recipes.Recipe
+    asked: dict
+    notes: list
 
-def _pretrain(recipe, train, folder, seconds):
-    """The trained encoder; `None` if the run was stopped, by the user or because its seconds are over."""
-    _say(f"{recipe.name}: {recipe.epochs} epochs on {len(train):,} images, {folder}")
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))  # on which a run saves and returns
-    timer.daemon = True
-    timer.start()
-    try:
-        result = runs.pretrain(recipe, train, folder, resume=folder.exists(), online_probe=False, page=False)
-    finally:
-        timer.cancel()
-    return None if result.stopped_by else result.model.encoder
+    def is_finished(self):
+        """Whether its result is there; refuses a folder of other recipes, seeds or images."""
+        path = self.folder / ASKED
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != self.asked:
+            raise SystemExit(f"{self.folder} has the cell with another recipe, seed or data: choose another OUT.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.asked)
+        return (self.folder / RESULT).is_file()
 
+    def pretrain(self, train, seconds):
+        """The trained encoder; `None` if the run was stopped, by the user or because its seconds are over."""
+        run = self.folder / "run"
+        _say(f"{self.recipe.name}: {self.recipe.epochs} epochs on {len(train):,} images, {run}")
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))  # on which a run saves and returns
+        timer.daemon = True
+        timer.start()
+        try:
+            options = {"online_probe": False, "page": False, "notes": self.notes}
+            result = runs.pretrain(self.recipe, train, run, resume=run.exists(), **options)
+        finally:
+            timer.cancel()
+        return None if result.stopped_by else result.model.encoder
 
-def _evaluate(cell, encoder, train, valid, folder, facts):
-    """Probes the encoder by both protocols and writes what came out."""
-    began = time.monotonic()
-    splits = comparison.shared.features(encoder, train, valid)
-    right, chosen = {}, {}
-    for name, probe in (("held_out", probes.SGDProbe()), ("linear", probes.LinearProbe())):
-        right[name] = probe.fit(splits[0]).predict(splits[1]) == splits[1].labels  # (N,)
-        chosen[name] = probe.selection_
-    tried = {decay: probes.SGDProbe((decay,)).fit(splits[0]) for decay in probes.sgd.WEIGHT_DECAYS}
-    tried = {decay: probe.predict(splits[1]) == splits[1].labels for decay, probe in tried.items()}
-    best = max(tried, key=lambda decay: tried[decay].mean())
-    right["on_test"], chosen["on_test"] = tried[best], f"weight decay {best:g}, the best of {len(tried)} on test"
-    np.savez_compressed(folder / RIGHT, **right)
-    write_json(
-        folder / RESULT,
-        {
-            "cell": cell,
+    def probe(self, encoder, train, valid, ends):
+        """Probes the encoder by both protocols; whether that is done. Each finished probe is kept."""
+        began = time.monotonic()
+        splits = comparison.shared.features(encoder, train, valid)
+        decays = probes.sgd.WEIGHT_DECAYS
+        jobs = {HELD_OUT: probes.SGDProbe(), LINEAR: probes.LinearProbe()}
+        jobs |= {f"{decay:g}": probes.SGDProbe((decay,)) for decay in decays}
+        right, chosen = self._done()
+        for name, probe in jobs.items():
+            if name in right:
+                continue
+            if time.monotonic() > ends:
+                return False
+            right[name] = probe.fit(splits[0]).predict(splits[1]) == splits[1].labels  # (N,)
+            chosen[name] = probe.selection_
+            if name == HELD_OUT:  # trained again on all of train with the decay it chose: that is one of the others
+                right[f"{probe.selected_['weight_decay']:g}"] = right[name]
+            self._keep(right, chosen)
+        best = max((f"{decay:g}" for decay in decays), key=lambda name: right[name].mean())
+        right[ON_TEST], chosen[ON_TEST] = right[best], f"weight decay {best}, the best of {len(decays)} on test"
+        self._keep(right, chosen)
+        records = report.read_records(self.folder / "run" / "records.csv")
+        found = {
+            "cell": self.name,
             "top1": {name: float(values.mean()) for name, values in right.items()},
             "chosen": chosen,
+            "images_per_second": float(np.nanmedian(records["images_per_second"])),
+            "notes": self.notes,
+            "asked": self.asked,
             "versions": results.versions(),
             "hardware": results.hardware(),
-            **facts,
-        },
-    )
-    _say(f"{cell}: held out {right['held_out'].mean():.4f}, probed in {time.monotonic() - began:.0f} s")
+        }
+        write_json(self.folder / RESULT, found)
+        _say(f"{self.name}: held out {right[HELD_OUT].mean():.4f}, probed in {time.monotonic() - began:.0f} s")
+        return True
+
+    def _done(self):
+        """Which validation images the finished probes classify right, and how they were chosen."""
+        if not (self.folder / CHOSEN).is_file():
+            return {}, {}
+        with np.load(self.folder / RIGHT) as file:
+            right = dict(file)
+        chosen = json.loads((self.folder / CHOSEN).read_text(encoding="utf-8"))
+        return right, chosen
+
+    def _keep(self, right, chosen):
+        content = io.BytesIO()
+        np.savez_compressed(content, **right)
+        replace(self.folder / RIGHT, content.getvalue())
+        write_json(self.folder / CHOSEN, chosen)
 
 
 def _tell(out):
@@ -159,9 +202,10 @@ def _tell(out):
             right[cell] = dict(file)
     rows = [_row(cell, about, right) for cell in found]
     titles = ["cell", "held out", "step", "linear", "on test †", "published †", "off", "epochs", "images/s"]
-    first = next(iter(about.values()))
     hardware = {json.dumps([row["hardware"], row["versions"]], sort_keys=True) for row in about.values()}
-    notes = [PROTOCOL, f"Tier: {out.name}, {TIERS[out.name]}; seed {first['asked']['recipe']['seed']}."]
+    seeds = sorted({row["asked"]["recipe"]["seed"] for row in about.values()})
+    notes = [PROTOCOL, f"Tier {out.name}: {TIERS[out.name]}. Seed: {', '.join(map(str, seeds))}."]
+    notes += [f"{cell}: {'; '.join(row['notes'])}." for cell, row in about.items() if row["notes"]]
     notes += [f"Hardware, versions: {text}" for text in sorted(hardware)]
     if out.name == "smoke":
         notes.insert(0, "**A smoke run of shrunk recipes on a few images: it shows that every cell runs, no more.**")
@@ -173,23 +217,29 @@ def _tell(out):
 def _row(cell, about, right):
     """A row of the table: cells of text."""
     mine = right[cell]
-    chance = np.zeros(len(mine["held_out"]))
-    own = {name: probes.paired_difference(values, chance, bootstrap=10_000) for name, values in mine.items()}
+    nothing = np.zeros(len(mine[HELD_OUT]))
+    own = {n: probes.paired_difference(mine[n], nothing, bootstrap=10_000) for n in (HELD_OUT, LINEAR, ON_TEST)}
     before, step = BEFORE.get(cell), ""
-    if before in right and len(right[before]["held_out"]) == len(chance):
-        step = _signed(probes.paired_difference(mine["held_out"], right[before]["held_out"], bootstrap=10_000))
-    off = np.array(own["on_test"]) - PUBLISHED[cell] / 100
+    if before in right and _comparable(about[cell], about[before]):
+        step = _signed(probes.paired_difference(mine[HELD_OUT], right[before][HELD_OUT], bootstrap=10_000))
+    off = np.array(own[ON_TEST]) - PUBLISHED[cell] / 100
     return [
         cell,
-        _interval(own["held_out"]),
+        _interval(own[HELD_OUT]),
         step,
-        _interval(own["linear"]),
-        f"{100 * own['on_test'].value:.1f}",
+        _interval(own[LINEAR]),
+        f"{100 * own[ON_TEST].value:.1f}",
         f"{PUBLISHED[cell]:.1f}",
         _signed(off),
         str(about[cell]["asked"]["recipe"]["epochs"]),
         f"{about[cell]['images_per_second']:,.0f}",
     ]
+
+
+def _comparable(one, other):
+    """Whether two cells have the same seed and images, so that their guesses can be paired."""
+    one, other = one["asked"], other["asked"]
+    return one["data"] == other["data"] and one["recipe"]["seed"] == other["recipe"]["seed"]
 
 
 def _interval(found):

@@ -28,7 +28,8 @@ from keras_issl.report.sweep import Panel, sweep
 
 IMAGES, TEST_IMAGES, EPOCHS, CLASSES = 12_800, 10_000, 5, 1024  # 250 steps of 256
 RANDOM, PIXELS = "random encoder", "raw pixels"
-PROBES = {"linear": probes.LinearProbe, "mlp": lambda: probes.MLPProbe(hidden=(512,), epochs=20)}
+MLP = {"hidden": (512,), "epochs": 20}  # smaller and shorter than the library's own: a study has many
+PROBES = {"linear": probes.LinearProbe, "mlp": lambda: probes.MLPProbe(**MLP)}
 LOGGED = ("loss", "marginal_entropy", "conditional_entropy", "kl_invariance")  # of the last epoch
 KEY = ("knob", "value", "curve", "seed")
 ABOUT = ("changes", "versions", "hardware", "date")
@@ -58,8 +59,8 @@ def dimension():
 def augmentation():
     """The paper's views for CIFAR-10 times a strength: jitter and gray times it, the lower crop scale divided by it.
 
-    Blur is left out at all of them. At a varied C the number of classes falls as the views get coarser, as in the
-    paper, where the two changed together.
+    Unlike `SimCLR.coarser`, none of them adds a blur. At a varied C the number of classes falls as the views get
+    coarser, so that the two change together, as in the paper's study of augmentations.
     """
     points = []
     for strength in (0.5, 1, 2, 4):
@@ -119,6 +120,7 @@ def main(arguments=None):
     points = [point for point in STUDIES[args.study]() if point.knob in (args.only or [point.knob])]
     base = _recipe(Point("", 0, {}), args.epochs)
     asked = {"recipe": dataclasses.asdict(base), "data": [train.fingerprint, test.fingerprint]}
+    asked |= {"backend": keras.config.backend()}
     _same_study(out, json.loads(json.dumps(asked)))
 
     def record(point, splits, **facts):
@@ -143,7 +145,9 @@ def main(arguments=None):
         rows = {_key(row): row for row in _rows(out / "results.csv")}
         if point.key in rows:
             continue
-        twins = [other.key for other in points if _recipe(other, args.epochs) == recipe and other.key in rows]
+        twins = [
+            other.key for other in STUDIES[args.study]() if _recipe(other, args.epochs) == recipe and other.key in rows
+        ]
         if twins:  # the recipe itself is a point of every knob
             _add_row(out / "results.csv", rows[twins[0]] | dict(zip(KEY, point.key, strict=True)))
             continue
@@ -179,7 +183,9 @@ def _same_study(out, asked):
     """Holds what is asked for against what its folder was begun with."""
     path = out / "study.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != asked:
-        raise SystemExit(f"{out} has the study with another recipe or other images: choose another OUT.")
+        raise SystemExit(
+            f"{out} has the study with another recipe, other images or on another backend: choose another OUT."
+        )
     out.mkdir(parents=True, exist_ok=True)
     replace(path, json.dumps(asked, indent=1).encode())
 
@@ -219,7 +225,8 @@ def _tell(study, out, train, test, epochs):
                     curves.setdefault(words, []).append((float(row["value"]), float(row[f"{name}_top1"])))
         shaded = tuple({float(row["value"]) for row in mine if row["problems"]})
         panels.append(Panel(TITLES.get(knob, knob), curves, shaded, USUAL.get(knob), log=True))
-    picture = sweep(panels, out / "study.png", lines=lines)
+    picture = sweep(panels, out / "study.png", lines=lines, shading="the records show a problem")
+    has_mlp = any(row["mlp_top1"] for row in rows)
     shown = ["knob", "value", "curve", "linear_top1", "mlp_top1", *LOGGED, "problems"]
     shown = [name for name in shown if any(row[name] for row in rows)]
     cells = [[_percent(name, row[name]) for name in shown] for row in rows]
@@ -229,8 +236,11 @@ def _tell(study, out, train, test, epochs):
         f"{train.name}: DISSL on {len(train):,} images without labels for {epochs} epochs, a ResNet of 16 to 128 "
         f"channels, `recipes.small_images` with C = {CLASSES} but for what the knob says, seed 0, float32, "
         f"{keras.config.backend()}; probes fitted on the same images with all labels, their regularisation chosen on "
-        f"held-out training labels, scored once on {len(test):,} test images. Beside: {beside}. Logged: the last "
-        "epoch's means; problems: what the run's own records are judged as (`diagnostics.judge_training`)."
+        f"held-out training labels, scored once on {len(test):,} test images; another draw of these would move a "
+        f"figure by {196 * (0.25 / len(test)) ** 0.5:.1f} points at most (95 %). "
+        + (f"The MLP probe has {MLP['hidden'][0]} hidden units and {MLP['epochs']} epochs. " if has_mlp else "")
+        + f"Beside: {beside}. Entropies and losses are the last epoch's means; problems are what the run's own records "
+        "are judged as (`diagnostics.judge_training`)."
     )
     text = f"{report.table(titles, cells)}\n\n{protocol}\n"
     (out / "study.md").write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ class Panel:
         curves: Dict from the name of a curve to its points, pairs (value of the knob, top-1 in [0, 1]).
         shaded: Values whose regions are shaded, such as those at which training collapsed.
         usual: The recipe's own value, marked; `None` for none.
-        log: Whether the knob's axis is logarithmic. Where 0 is among the values, it is linear up to the smallest other.
+        log: Whether the knob's axis is logarithmic. Where 0 is among the values, they stand at equal distances.
 
     Example:
 
@@ -32,14 +32,15 @@ class Panel:
     log: bool = False
 
 
-def sweep(panels, path, *, lines=None, title=""):
+def sweep(panels, path, *, lines=None, title="", shading="shaded"):
     """Draws accuracies over the values of knobs, a panel a knob, into a PNG.
 
     Args:
-        panels: A list of `Panel`s.
+        panels: A list of `Panel`s with a value each at least.
         path: Where to write the picture.
         lines: Dict from a name to top-1 in [0, 1], drawn through all panels: what training should exceed.
         title: Heading of the picture.
+        shading: What the shaded regions are, for the legend.
 
     Returns:
         The path, or `None` if matplotlib is not installed or there is nothing to draw.
@@ -64,18 +65,22 @@ def sweep(panels, path, *, lines=None, title=""):
         all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in all_axes.flat[len(panels) :]:
             axes.set_axis_off()
+        legend = {}  # what is said -> what it is said of: once for all panels
         for i, (panel, axes) in enumerate(zip(panels, all_axes.flat, strict=False)):
-            _draw(panel, axes, lines or {}, NullLocator, labelled=not i)
+            _draw(panel, axes, lines or {}, shading)
+            axes.xaxis.set_minor_locator(NullLocator())
+            handles, labels = axes.get_legend_handles_labels()
+            legend = dict(zip(labels, handles, strict=True)) | legend
             if i % columns == 0:
                 axes.set_ylabel("test top-1, %")
-        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+        figure.legend(legend.values(), legend, loc="outside lower left", ncols=4, frameon=False, fontsize=8)
         if title:
             figure.suptitle(title)
         figure.savefig(path, dpi=120)
     return Path(path)
 
 
-def _draw(panel, axes, lines, no_ticks, labelled):
+def _draw(panel, axes, lines, shading):
     values = sorted({value for points in panel.curves.values() for value, _ in points} | set(panel.shaded))
     # Points of equal distance where 0 is among numbers that differ by factors: the ticks say what they are.
     even = panel.log and values[0] == 0
@@ -85,17 +90,16 @@ def _draw(panel, axes, lines, no_ticks, labelled):
     for (name, points), color in zip(panel.curves.items(), PALETTE, strict=False):
         points = sorted(points)
         xs, ys = [place[value] for value, _ in points], [100 * top1 for _, top1 in points]
-        axes.plot(xs, ys, "o-", color=color, ms=4, lw=1.5, label=name if labelled else None)
+        axes.plot(xs, ys, "o-", color=color, ms=4, lw=1.5, label=name)
     for (name, top1), style in zip(lines.items(), (":", "--", "-."), strict=False):
-        axes.axhline(100 * top1, color="grey", ls=style, lw=1.2, label=name if labelled else None)
+        axes.axhline(100 * top1, color="grey", ls=style, lw=1.2, label=name)
     edges = _edges([place[value] for value in values], log=panel.log and not even)
     for value in panel.shaded:
         at = values.index(value)
-        axes.axvspan(edges[at], edges[at + 1], color=LEVEL_COLORS["problem"], alpha=0.13, lw=0)
+        axes.axvspan(edges[at], edges[at + 1], color=LEVEL_COLORS["problem"], alpha=0.13, lw=0, label=shading)
     if panel.usual in place:
-        axes.axvline(place[panel.usual], color="grey", lw=0.8, alpha=0.6)
+        axes.axvline(place[panel.usual], color="grey", lw=0.8, alpha=0.6, label="the recipe's value")
     axes.set_xticks([place[value] for value in values], [f"{value:g}" for value in values])
-    axes.xaxis.set_minor_locator(no_ticks())
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(panel.title)
     axes.grid(axis="y", alpha=0.25)
