@@ -166,7 +166,7 @@ class ResNet(Encoder):
             "channels": channels,
             "mean": mean,
             "std": std,
-            "dtype": keras.dtype_policies.serialize(policy),
+            "dtype": policy,
         }
 
     @property
@@ -176,7 +176,8 @@ class ResNet(Encoder):
 
     def get_config(self):
         """The constructor's arguments."""
-        return {**self._config, "name": self.name}
+        # Serialised only here: Keras imports TensorFlow for it, whatever the backend, if that is installed.
+        return {**self._config, "dtype": keras.dtype_policies.serialize(self._config["dtype"]), "name": self.name}
 
 
 class _Builder:
