@@ -42,7 +42,7 @@ def main(arguments=None):
         import zoo_checks
         import zoo_steps
 
-        names = args.only or registry.names()
+        names = args.only or registry.released_names()
         sizes = [format.read_metadata(registry.shipped_folder(name))["preprocessing"] for name in names]
         organization = args.organization or registry.organization()
         if not args.dry_run:

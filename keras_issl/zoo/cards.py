@@ -10,7 +10,7 @@ import re
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from keras_issl.zoo.layout import WEIGHTS
+from keras_issl.zoo.layout import METADATA, PICTURE, WEIGHTS
 from keras_issl.zoo.markdown import (
     escaped,
     fence,
@@ -47,7 +47,7 @@ FIRST = ("objective", "objective_args", "dataset", "dataset_fraction", "epochs",
 RELEASES = "https://github.com/YannDubs/"  # where the authors' files are
 
 
-def card(metadata, custom_class=None, *, repo=None, picture=None):
+def card(metadata, custom_class=None, *, repo=None, picture=None, shipped=False):
     """The model card of a preset: for its folder, or for a repository on the Hugging Face Hub.
 
     The Hub's card loads the preset by its address, with code that runs as it stands, and lists every result in the
@@ -58,6 +58,7 @@ def card(metadata, custom_class=None, *, repo=None, picture=None):
         custom_class: Name of the encoder's class if it is not the library's, so that it has to be named to load it.
         repo: String `"org/name"`, the repository that the card is for; `None` for the preset's folder.
         picture: Name of a picture beside the card that `keras_issl.report.neighbours` drew; `None` for none.
+        shipped: Whether the library comes with it, weights and all, so that it loads by its name.
 
     Returns:
         Markdown text with YAML front matter.
@@ -74,7 +75,7 @@ def card(metadata, custom_class=None, *, repo=None, picture=None):
         f"# {escaped(title(metadata, repo))}",
         paragraph(metadata.get("description")) or f"An encoder with {width} features, saved by keras_issl.",
         f"{facts(metadata)}\n{verified}",
-        section("Load it", *_usage(metadata, custom_class, repo)),
+        section("Load it", *_usage(metadata, custom_class, repo, shipped)),
         _picture(picture),
         section("How it was trained", *training(metadata)),
         section("Results", results_table(metadata.get("results") or [])),
@@ -84,6 +85,25 @@ def card(metadata, custom_class=None, *, repo=None, picture=None):
     ]
     text = front_matter(metadata, repo) + "\n" + "\n\n".join(part for part in sections if part) + "\n"
     return text.encode("utf-8", "replace").decode("utf-8")  # a file name may hold lone surrogates
+
+
+def builtin_card(folder):
+    """The card of a folder under `presets/`, from what lies in it: metadata, weights or none, a picture or none.
+
+    Args:
+        folder: A `pathlib.Path`.
+
+    Returns:
+        Markdown text, as `card` makes it.
+
+    Example:
+
+    >>> folder = keras_issl.zoo.registry.shipped_folder("dissl_resnet50_d8192_e800_m8")
+    >>> text = keras_issl.zoo.cards.builtin_card(folder)
+    """
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    picture = PICTURE if (folder / PICTURE).is_file() else None
+    return card(metadata, picture=picture, shipped=(folder / WEIGHTS).is_file())
 
 
 # ---------------------------------------------------------------------- sections
@@ -216,10 +236,10 @@ def facts(metadata, about="float32"):
     return "\n".join(lines)
 
 
-def _usage(metadata, custom_class, repo):
+def _usage(metadata, custom_class, repo, shipped):
     """The blocks of the section that says how the preset is loaded."""
     name, width, released = str(metadata["name"]), metadata["feature_dim"], _is_released(metadata)
-    arguments = quoted(f"hf://{repo}" if repo else name if released else f"path/to/{name}")
+    arguments = quoted(f"hf://{repo}" if repo else name if released or shipped else f"path/to/{name}")
     if custom_class is not None:
         arguments += f", custom_objects={{{quoted(custom_class)}: {plain(custom_class)}}}"
     code = ["import keras_issl", "", f"encoder = keras_issl.from_preset({arguments})"]
@@ -230,11 +250,13 @@ def _usage(metadata, custom_class, repo):
         if isinstance(sizes.get("resize"), int) and isinstance(sizes.get("crop"), int):
             sizes = f"resize={sizes['resize']}, crop={sizes['crop']}"
             code.append(f'# images = keras_issl.zoo.load_images(["cat.jpg", "dog.jpg"], {sizes})')
-    shape = "(N, H, W, 3)" if released else "(N, H, W, C)"
+    shape = "(N, H, W, 3)" if released or shipped else "(N, H, W, C)"
     code.append(f"features = encoder.predict(images)  # {shape} -> (N, {plain(width)})")
     snippet = fence("\n".join(code), "python")
-    pixels = "RGB in 0…255" if released else "in 0…255"
+    pixels = "RGB in 0…255" if released or shipped else "in 0…255"
     after = f"`images` is a NumPy array, {pixels}, uint8 or float: the encoder normalises it itself."
+    if shipped and not repo:
+        return [snippet, f"{after} The weights come with the library: no call needs a network."]
     if not repo:
         fetched = metadata.get("hub") or (released and WEIGHTS not in metadata.get("files", {}))
         return [snippet, f"{after} {_first_call(metadata)}" if fetched else after]
@@ -300,7 +322,9 @@ def pairs(header, values):
 
 
 def results_table(results):
-    """One table with a column a source; each figure points to its protocol. Rows of another form follow as they are.
+    """One table with a column a source; each figure points to its protocol, which sources may share.
+
+    Rows of another form follow as they are.
 
     Args:
         results: A list, the `results` of a preset's metadata.
@@ -314,16 +338,18 @@ def results_table(results):
     sources, protocols, cells = {}, {}, {}
     for row in regular:
         source = escaped(row.get("source") or "this preset")
-        note = source + ": " + escaped(row.get("protocol") or "protocol not recorded")
+        note = escaped(row.get("protocol") or "protocol not recorded")
         note += f"; on {escaped(row['split'])} images." if row.get("split") else "."
         note += f" {link(row['url'])}" if row.get("url") else ""
-        number = protocols.setdefault(note, len(protocols) + 1)
+        protocols.setdefault(note, {})[source] = True
+        number = list(protocols).index(note) + 1
         label = escaped(row["metric"]) + (f" ({escaped(row['unit'])})" if row.get("unit") else "")
         label += "" if common or not row.get("dataset") else f", {escaped(row['dataset'])}"
         sources.setdefault(source)
-        cells.setdefault(label, {}).setdefault(source, []).append(f"{shown(row['value'])} <sup>{number}</sup>")
+        figure = f"{shown(row['value'])}{_spread(row)} <sup>{number}</sup>"
+        cells.setdefault(label, {}).setdefault(source, []).append(figure)
     rows = [[label, *("; ".join(found.get(source, ["–"])) for source in sources)] for label, found in cells.items()]
-    notes = [f"{number}. {note}" for note, number in protocols.items()]
+    notes = [f"{number}. {', '.join(found)}: {note}" for number, (note, found) in enumerate(protocols.items(), 1)]
     others = [f"- {shown(row)}" for row in results if row not in regular]
     blocks = [
         table([common, *sources], rows, right=True),
@@ -331,6 +357,14 @@ def results_table(results):
         "\n".join(notes),
     ]
     return "\n\n".join([*(blocks if rows else []), *(["\n".join(others)] if others else [])])
+
+
+def _spread(row):
+    """How sure a figure is: its interval, or its standard deviation, where it has one."""
+    sure, low_high = row.get("sd"), row.get("interval")
+    if isinstance(low_high, list) and len(low_high) == 2:
+        return f" [{shown(low_high[0])}, {shown(low_high[1])}]"
+    return "" if sure is None else f" ± {shown(sure)}"
 
 
 def _regular(results):
@@ -352,6 +386,11 @@ def _limits(metadata):
 
 
 def _status(metadata):
+    if metadata.get("verified") and not metadata.get("source"):
+        return (
+            "**Verified.** Trained with this library, and found to give the golden features stored beside the weights "
+            "on every backend; `keras_issl.from_preset(…, verify=True)` computes them again."
+        )
     if metadata.get("verified"):
         return (
             "**Verified.** The weights were converted from the file they come from, whose SHA-256 is recorded, and "

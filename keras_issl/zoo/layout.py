@@ -8,7 +8,7 @@ from pathlib import Path
 FORMAT = 1
 CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
 WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS = "model.weights.h5", "objective.json", "objective.weights.h5"
-GOLDEN, PICTURE = "golden.npz", "neighbours.png"  # the picture is on the Hub alone, for its card
+GOLDEN, PICTURE = "golden.npz", "neighbours.png"  # the picture is no part of a preset: its card shows it
 FILES = {CONFIG, METADATA, CARD, WEIGHTS, OBJECTIVE, OBJECTIVE_WEIGHTS, GOLDEN}
 REQUIRED = {  # entries of metadata.json -> their types: what every preset says of itself
     "format": int, "name": str, "feature_dim": int, "probe": str | None, "recipe": dict | None, "results": list,

@@ -15,10 +15,12 @@ from keras_issl.zoo.layout import CONFIG, METADATA, WEIGHTS
 PACKAGE = Path(__file__).resolve().parent.parent
 ORGANIZATION = "keras-issl"  # on the Hub
 README, AUDIT = "authors' README", "audit"  # the two sources of published figures
+OURS = "keras_issl"  # the source of figures that this library measured
 PROTOCOL = (
-    "README, audit: ImageNet-1k top-1 in % of a linear probe. README is what the authors published with the weights;\n"
-    "audit is their later evaluation of many models under one protocol, its probe tuned on test images (arXiv "
-    "2302.03068).\nCompare figures within one column only."
+    "ours: top-1 in % of this library's linear probe on the test images of what the encoder was trained on; protocol "
+    "on its card.\nREADME, audit: ImageNet-1k top-1 in % of a linear probe. README is what the authors published with "
+    "the weights;\naudit is their later evaluation of many models under one protocol, its probe tuned on test images "
+    "(arXiv 2302.03068).\nCompare figures within one column only."
 )
 
 
@@ -29,9 +31,12 @@ class PresetInfo:
     Attributes:
         name: What `from_preset` takes.
         objective: Name of the objective it was trained with.
+        dataset: What it was trained on.
         feature_dim: Width D of its features.
         epochs: Passes over the images that it was trained on.
         views: Crops of each image, such as `"2x160+4x96"`.
+        top1: Top-1 in % of this library's linear probe, on the test images of `dataset`; the protocol stands on the
+            card. `None` where this library measured none.
         top1_readme: ImageNet top-1 in % of a linear probe in the authors' README, which does not state how the probe
             was tuned; `None` where they give none.
         top1_audit: The same in their later audit, all models under one protocol, its probe tuned on test images;
@@ -39,14 +44,16 @@ class PresetInfo:
         parameters: How many numbers its weights hold, batch-normalisation statistics included.
         source: Where its weights come from now: `"shipped"` with the library, `"cached"` on this machine, the `"Hub"`,
             or the authors' `"release file"`, fetched and converted at the first use.
-        verified: Whether the weights were checked against the authors' file and stored features.
+        verified: Whether the weights were checked against stored features, and, if they are the authors', their file.
     """
 
     name: str
     objective: str
+    dataset: str
     feature_dim: int
     epochs: int
     views: str
+    top1: float | None
     top1_readme: float | None
     top1_audit: float | None
     parameters: int
@@ -78,6 +85,11 @@ def _presets_of(package):
 def names():
     """The names of the built-in presets, a sorted tuple of strings."""
     return tuple(sorted(path.parent.name for path in presets_folder().glob(f"*/{METADATA}")))
+
+
+def released_names():
+    """The names of the built-in presets that the paper's authors released, a sorted tuple of strings."""
+    return tuple(name for name in names() if _metadata(presets_folder() / name).get("source"))
 
 
 def is_builtin(name):
@@ -119,7 +131,7 @@ def hub_address(name):
     The library records the commit that it was published as. An organisation that the user names is taken at its word,
     and at its branch `main`.
     """
-    published = json.loads((shipped_folder(name) / METADATA).read_text(encoding="utf-8")).get("hub")
+    published = _metadata(shipped_folder(name)).get("hub")
     if os.environ.get("KERAS_ISSL_HUB"):
         return f"{hub.HUB}{organization()}/{name}"
     return f"{hub.HUB}{published['repo']}@{published['commit']}" if published else None
@@ -139,7 +151,7 @@ def list_presets():
     Nothing is loaded or downloaded.
 
     Returns:
-        A list of `PresetInfo`, by objective, the best audited top-1 first.
+        A list of `PresetInfo`: what is shipped first, then by objective, the best audited top-1 first.
 
     Example:
 
@@ -147,32 +159,38 @@ def list_presets():
     ...     print(preset.name, preset.feature_dim, preset.top1_audit)
     """
     found = [_info(presets_folder() / name) for name in names()]
-    return sorted(found, key=lambda p: (p.objective, -(p.top1_audit or 0.0), p.name))
+    return sorted(found, key=lambda p: (p.source != "shipped", p.objective, -(p.top1_audit or 0.0), p.name))
 
 
 def _info(folder):
-    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    metadata = _metadata(folder)
     recipe, name = metadata["recipe"], folder.name
-    top1 = {row["source"]: row for row in metadata["results"] if row["metric"] == "top-1"}
+    top1 = {row["source"]: row["value"] for row in metadata["results"] if row["metric"] == "top-1"}
     found, address = folder_with_weights(name), hub_address(name)
     if found is None and address is not None and hub.parse(address).is_pinned:
         found = hub.cached(address, [CONFIG, WEIGHTS])
     absent = "Hub" if address else "release file"
     source = absent if found is None else "shipped" if found == folder else "cached"
     if source == "cached":  # what was fetched before a preset was verified is not
-        metadata |= {"verified": json.loads((found / METADATA).read_text(encoding="utf-8"))["verified"]}
+        metadata |= {"verified": _metadata(found)["verified"]}
     return PresetInfo(
         name=name,
         objective=recipe["objective"],
+        dataset=recipe["dataset"],
         feature_dim=metadata["feature_dim"],
         epochs=recipe["epochs"],
         views=recipe["views"],
-        top1_readme=top1[README]["value"] if README in top1 else None,
-        top1_audit=top1[AUDIT]["value"] if AUDIT in top1 else None,
+        top1=top1.get(OURS),
+        top1_readme=top1.get(README),
+        top1_audit=top1.get(AUDIT),
         parameters=metadata["parameters"],
         source=source,
         verified=metadata["verified"],
     )
+
+
+def _metadata(folder):
+    return json.loads((folder / METADATA).read_text(encoding="utf-8"))
 
 
 def table_rows(presets):
@@ -189,7 +207,7 @@ def table_rows(presets):
     >>> header, rows = keras_issl.zoo.registry.table_rows(keras_issl.list_presets())
     >>> print(keras_issl.report.table(header, rows))
     """
-    header = ["preset", "width", "epochs", "views", "README", "audit", "MiB", "weights", "verified"]
+    header = ["preset", "width", "epochs", "views", "ours", "README", "audit", "MiB", "weights", "verified"]
     figure = lambda value, digits: "–" if value is None else f"{value:.{digits}f}"  # noqa: E731
     return header, [
         [
@@ -197,6 +215,7 @@ def table_rows(presets):
             str(preset.feature_dim),
             str(preset.epochs),
             preset.views,
+            figure(preset.top1, 1),
             figure(preset.top1_readme, 1),
             figure(preset.top1_audit, 2),
             f"{preset.parameters * 4 / 2**20:.0f}",
