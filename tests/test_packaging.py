@@ -19,6 +19,7 @@ from keras_issl.zoo import registry
 print(pathlib.Path(keras_issl.__file__).parent)
 print(registry.presets_folder(), len(keras_issl.list_presets()))
 print(keras_issl.zoo.format.read_metadata(registry.shipped_folder("dissl_resnet50_d8192_e800_m8"))["feature_dim"])
+print(keras_issl.from_preset("dissl_resnet10_d160_cifar10", verify=True).output_shape[1])
 """
 
 
@@ -71,9 +72,9 @@ def test_presets_are_found(way, clone, python, tmp_path):
         pip(python, "install", wheel, cwd=elsewhere)
         shutil.rmtree(clone)
     look = LOOK if way != "clone" else f"import sys; sys.path.insert(0, {str(clone)!r})\n{LOOK}"
-    package, found, width = run(python, "-W", "ignore", "-c", look, cwd=elsewhere).strip().splitlines()
+    package, found, width, loaded = run(python, "-W", "ignore", "-c", look, cwd=elsewhere).strip().splitlines()
     folder, count = found.rsplit(" ", 1)
-    assert int(count) >= 20 and width == "8192"
+    assert int(count) >= 21 and (width, loaded) == ("8192", "160")
     assert Path(package).is_relative_to(tmp_path) and Path(folder).is_relative_to(tmp_path)
     assert Path(folder).is_relative_to(Path(package)) == (way == "wheel")
 

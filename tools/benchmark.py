@@ -14,7 +14,8 @@ load on the machine hits all alike; a ratio is the median over the rounds of the
 - features: ResNet-50 at 224 px in inference, as `extract_features` calls it, against plain PyTorch (eager on a CPU; on
   a GPU compiled, bfloat16).
 - presets: the conversion of a checkpoint of `dissl_resnet50_d8192_e800_m8`'s shape (synthetic weights), and
-  `from_preset` of it from the cache; each in a new process, after the imports.
+  `from_preset` of it from the cache; each in a new process, after the imports. And `from_preset` of the shipped preset
+  with `import keras_issl`, after `import keras`.
 - input: JPEG files to training steps against DataLoader and torchvision; needs a GPU and torchvision.
 - objectives: the training step of every objective without augmentation, as a multiple of SimCLR's time, beside the
   views that the encoder sees: an EMA teacher sees two more, without gradient.
@@ -60,6 +61,7 @@ AUGMENTATION_BATCH = 256  # the small-image recipes'
 FEATURES_CPU_BATCH, FEATURES_GPU_BATCH = 32, 256
 PRESET = "dissl_resnet50_d8192_e800_m8"
 PRESET_GOALS = {"convert": 20.0, "from_preset, from the cache": 3.0}  # seconds, of the fastest backend
+SHIPPED, SHIPPED_GOAL = "dissl_resnet10_d160_cifar10", 2.0  # seconds, of every backend
 
 
 # ------------------------------------------------------------------------------------ plain PyTorch
@@ -537,19 +539,30 @@ print(time.perf_counter() - start)
 """
 
 
+SHIPPED_SCRIPT = """
+import sys, time
+import keras
+start = time.perf_counter()
+import keras_issl
+keras_issl.from_preset(sys.argv[1])
+print(time.perf_counter() - start)
+"""
+
+
 def measure_presets(options):
-    def seconds(backend, home, *arguments):
+    def seconds(backend, home, *arguments, script=PRESETS_SCRIPT):
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
         environment["KERAS_ISSL_HOME"] = str(home)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-W", "ignore", "-c", PRESETS_SCRIPT, *map(str, arguments)]
+        command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
         return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         checkpoint, cached = folder / f"{PRESET}.torch", folder / "home" / "presets" / PRESET
         seconds(options.backends[0], folder / "home", "make", PRESET, checkpoint)
-        times = {(case, backend): [] for case in PRESET_GOALS for backend in options.backends}
+        shipped = "from_preset, shipped, with import keras_issl"
+        times = {(case, backend): [] for case in (*PRESET_GOALS, shipped) for backend in options.backends}
         for turn in range(options.rounds):
             for backend in options.backends:
                 target = cached if not cached.exists() else folder / f"{backend}-{turn}"
@@ -559,6 +572,7 @@ def measure_presets(options):
             for backend in options.backends:
                 found = seconds(backend, folder / "home", "load", PRESET, "-")
                 times["from_preset, from the cache", backend].append(found)
+                times[shipped, backend].append(seconds(backend, folder / "none", SHIPPED, script=SHIPPED_SCRIPT))
         for case, goal in PRESET_GOALS.items():
             rows = [
                 row("presets", case, backend, statistics.median(times[case, backend]), "s")
@@ -567,6 +581,8 @@ def measure_presets(options):
             yield from rows
             best = min(rows, key=lambda r: r["rate"])
             yield row("presets", case, f"best: {best['who']}", best["rate"], "s", goal=goal)
+        for backend in options.backends:
+            yield row("presets", shipped, backend, statistics.median(times[shipped, backend]), "s", goal=SHIPPED_GOAL)
 
 
 def measure_import(options):

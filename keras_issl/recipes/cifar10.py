@@ -97,7 +97,7 @@ def recipe(objective):
 
 
 def shipped():
-    """What the preset that comes with the library was trained by: the paper's DISSL in under an hour on two CPU cores.
+    """What the preset that comes with the library was trained by: the paper's DISSL for about an hour on two CPU cores.
 
     `tools/shipped_preset.py` runs it.
     """
@@ -116,7 +116,7 @@ def shipped():
         },
         augmentation="simclr",
         augmentation_args={"size": 32, "preset": "cifar10"},
-        epochs=20,  # what fits into the hour
+        epochs=20,  # what fits into about an hour
         batch_size=256,
         learning_rate=2e-3,
         learning_rate_rule="linear",
