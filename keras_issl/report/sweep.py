@@ -61,7 +61,7 @@ def sweep(panels, path, *, lines=None, title="", shading="shaded"):
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Figure(figsize=(1.2 + 3.1 * columns, 0.9 + 2.6 * rows), layout="constrained")
+        figure = Figure(figsize=(1.9 + 2.9 * columns, 1.2 + 2.5 * rows), layout="constrained")
         all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in all_axes.flat[len(panels) :]:
             axes.set_axis_off()
@@ -73,7 +73,7 @@ def sweep(panels, path, *, lines=None, title="", shading="shaded"):
             legend = dict(zip(labels, handles, strict=True)) | legend
             if i % columns == 0:
                 axes.set_ylabel("test top-1, %")
-        figure.legend(legend.values(), legend, loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+        figure.legend(legend.values(), legend, loc="outside lower left", ncols=1 + columns, frameon=False, fontsize=8)
         if title:
             figure.suptitle(title)
         figure.savefig(path, dpi=120)
