@@ -2,7 +2,10 @@
 
 import csv
 import json
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +99,20 @@ def test_cells_are_trained_once_and_stand_beside_each_other(tmp_path, capsys):
     with np.load(out / "smoke" / "cissl" / "right.npz") as again:
         for name, values in right["cissl"].items():
             np.testing.assert_array_equal(again[name], values, err_msg=name)
+
+
+def test_a_slice_waits_for_training_to_take_its_end():
+    """A signal that comes while the model is built comes again, and none comes after."""
+    before, taken = signal.getsignal(signal.SIGTERM), threading.Event()
+    with reproduce_table1._ends_after(0.05):
+        time.sleep(0.5)  # over before training begins: nothing is killed
+        outer = signal.signal(signal.SIGTERM, lambda number, frame: taken.set())
+        assert taken.wait(30)
+        signal.signal(signal.SIGTERM, outer)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with reproduce_table1._ends_after(3600):  # done in time
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # ---------------------------------------------------------------------- studies

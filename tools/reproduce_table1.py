@@ -11,6 +11,7 @@ classify right. Stopped, killed or at the end of its minutes, the same call goes
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -128,14 +129,9 @@ class Cell:
         """The trained encoder; `None` if the run was stopped, by the user or because its seconds are over."""
         run = self.folder / "run"
         _say(f"{self.recipe.name}: {self.recipe.epochs} epochs on {len(train):,} images, {run}")
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))  # on which a run saves and returns
-        timer.daemon = True
-        timer.start()
-        try:
-            options = {"online_probe": False, "page": False, "notes": self.notes}
+        options = {"online_probe": False, "page": False, "notes": self.notes}
+        with _ends_after(seconds):
             result = runs.pretrain(self.recipe, train, run, resume=run.exists(), **options)
-        finally:
-            timer.cancel()
         return None if result.stopped_by else result.model.encoder
 
     def probe(self, encoder, train, valid, ends):
@@ -145,12 +141,13 @@ class Cell:
         decays = probes.sgd.WEIGHT_DECAYS
         jobs = {HELD_OUT: probes.SGDProbe(), LINEAR: probes.LinearProbe()}
         jobs |= {f"{decay:g}": probes.SGDProbe((decay,)) for decay in decays}
-        right, chosen = self._done()
+        (right, chosen), fitted = self._done(), False
         for name, probe in jobs.items():
             if name in right:
                 continue
-            if time.monotonic() > ends:
+            if fitted and time.monotonic() > ends:  # one in every call at least, however little time is left
                 return False
+            fitted = True
             right[name] = probe.fit(splits[0]).predict(splits[1]) == splits[1].labels  # (N,)
             chosen[name] = probe.selection_
             if name == HELD_OUT:  # trained again on all of train with the decay it chose: that is one of the others
@@ -188,6 +185,29 @@ class Cell:
         np.savez_compressed(content, **right)
         replace(self.folder / RIGHT, content.getvalue())
         write_json(self.folder / CHOSEN, chosen)
+
+
+@contextlib.contextmanager
+def _ends_after(seconds):
+    """After so many seconds, or a SIGTERM, SIGTERMs until training takes one: it then saves and returns."""
+    asked, over = threading.Event(), threading.Event()
+
+    def send():
+        asked.wait(seconds)
+        while not over.wait(5 * asked.is_set()):  # before training begins and after it nobody but `asked` takes it
+            asked.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asked.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _tell(out):
