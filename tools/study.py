@@ -5,8 +5,8 @@
     python tools/study.py knobs DATA OUT           # λ, β, C, temperature, batch size, learning rate, one at a time
 
 DATA is a folder with train.parquet and test.parquet in Hugging Face's layout. Every point is one pre-training by DISSL
-of a narrow ResNet on the same images with the same seed. OUT/STUDY holds a run folder and a row of results.csv for each
-point. Stopped or killed, the same call goes on; finished rows stay.
+of a narrow ResNet on the same images, with one seed but for the recipe's own three among the knobs. OUT/STUDY holds a
+run folder and a row of results.csv for each point. Stopped or killed, the same call goes on; finished rows stay.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Point:
 
 
 def dimension():
-    """The widened representation at every width: the block that makes it is there throughout, but for 128."""
+    """The widened representation at every width. 128, what the last stage has, would be without the block."""
     return [Point("feature dimension", d, {"encoder_args": {"feature_dim": d}}) for d in (32, 96, 256, 1024, 4096)]
 
 
