@@ -17,6 +17,9 @@ load on the machine hits all alike; a ratio is the median over the rounds of the
   `from_preset` of it from the cache; each in a new process, after the imports. And `from_preset` of the shipped preset
   with `import keras_issl`, after `import keras`.
 - input: JPEG files to training steps against DataLoader and torchvision; needs a GPU and torchvision.
+- training: `fit` of a recipe, with its augmentation, from images on the host and on the device (JAX and PyTorch; the
+  ratio is device to host). On a GPU: the paper's DISSL on Tiny-ImageNet's shapes, ResNet-18 at 64 px, bfloat16, batches
+  of 512; what 100 epochs of it take; and the shares of an H200's peaks, by `tools/scaling.py`'s count.
 - objectives: the training step of every objective without augmentation, as a multiple of SimCLR's time, beside the
   views that the encoder sees: an EMA teacher sees two more, without gradient.
 - multicrop: what the encoder takes of an m6 step, forward and backward, as a multiple of the sum of its two sizes
@@ -42,11 +45,13 @@ from pathlib import Path
 
 import benchmark_objectives
 import benchmark_recording
+import benchmark_training
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "@@"  # before what a worker says to the parent: libraries print too
-SECTIONS = ("step", "augmentation", "features", "presets", "import", "input", "objectives", "multicrop", "recording")
+SECTIONS = ("step", "augmentation", "features", "presets", "import", "input", "training", "objectives", "multicrop")
+SECTIONS += ("recording",)
 BACKENDS = ("torch", "tensorflow", "jax")
 # name -> depth, image size (and so the stem), images a batch, classes
 STEPS = {
@@ -322,6 +327,7 @@ def worker(section, who, case, gpu):
     if section == "recording":  # its contestants share a process
         return benchmark_recording.worker(case, gpu, say)
     make = {"step": step_worker, "augmentation": augmentation_worker, "features": features_worker}
+    make["training"] = benchmark_training.training_worker
     make |= {name: getattr(benchmark_objectives, f"{name}_worker") for name in ("objectives", "multicrop")}
     run, facts = make.get(section, input_worker)(who, case, gpu)
     for _ in range(2):
@@ -705,6 +711,7 @@ def main():
         "presets": measure_presets,
         "import": measure_import,
         "input": measure_input,
+        "training": lambda options: benchmark_training.measure_training(options, compare, row),
         "objectives": lambda options: benchmark_objectives.measure_objectives(options, compare, row),
         "multicrop": lambda options: benchmark_objectives.measure_multicrop(options, compare, row),
         "recording": lambda options: benchmark_recording.measure_recording(options, recorded, Contestant, row),

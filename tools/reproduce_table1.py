@@ -23,6 +23,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 
 from keras_issl import comparison, datasets, probes, recipes, report, results, runs
@@ -130,6 +131,8 @@ class Cell:
         run = self.folder / "run"
         _say(f"{self.recipe.name}: {self.recipe.epochs} epochs on {len(train):,} images, {run}")
         options = {"online_probe": False, "page": False, "notes": self.notes}
+        if keras.config.backend() != "tensorflow":  # which takes every batch through the host
+            train = train.on_device()
         with _ends_after(seconds):
             result = runs.pretrain(self.recipe, train, run, resume=run.exists(), **options)
         return None if result.stopped_by else result.model.encoder

@@ -228,7 +228,7 @@ class Recorder(keras.callbacks.Callback):
         if self.timed > 0 and self.model.batches is not None:
             share = min(self.loading / self.timed, 1.0)
             found["input_share"] = share if share > BUSY or not distribution.prefetches() else 0.0
-            if not isinstance(self.model.batches.images, np.ndarray):
+            if self.model.batches.decodes:
                 found[DECODING] = self.model.batches.images_per_second
         self.timed, self.images, self.loading = 0.0, 0, 0.0
         return found

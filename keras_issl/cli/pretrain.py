@@ -63,6 +63,9 @@ def add(commands):
         metavar="N",
         help="train on the first N devices of this machine, each with a part of a batch",
     )
+    p.add_argument(
+        "--on-device", action="store_true", help="copy the images to the accelerator once; on JAX and PyTorch"
+    )
     p.set_defaults(run=_pretrain)
 
 
@@ -179,6 +182,7 @@ def _train(args, make_recipe, out):
     size = recipe_options.stored_size(args, recipe)
     data, everything = load_split(args, size)
     _say_size(args, size, data)
+    data = data.on_device() if args.on_device else data
     for note in recipes.fit_to_images(recipe, len(data), asked)[1]:
         say(note)
     result = runs.pretrain(
@@ -267,6 +271,7 @@ def _compare(args, make_recipe, out):
     data = load(args, args.split or "train", size)
     test = load(args, args.test_split, size, "--test-split")
     _say_size(args, size, data)
+    data = data.on_device() if args.on_device else data
     for objective, (own, further, _) in made.items():
         for note in (*(n for n in further if n not in notes), *recipes.fit_to_images(own, len(data))[1]):
             say(f"{objective}: {note}")

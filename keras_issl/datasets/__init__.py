@@ -6,6 +6,7 @@ in `sources.find_records`.
 
 from keras_issl.datasets.batches import Batches
 from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
+from keras_issl.datasets.device import DeviceImages
 from keras_issl.datasets.images import (
     BrokenImage,
     EncodedImages,
@@ -25,6 +26,7 @@ __all__ = [
     "SUFFIXES",
     "Batches",
     "BrokenImage",
+    "DeviceImages",
     "EncodedImages",
     "ImageDataset",
     "Records",

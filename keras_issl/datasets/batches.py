@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_issl.datasets.ahead import Ahead
+from keras_issl.datasets.device import DeviceImages
 from keras_issl.datasets.order import check_order, order_of_pass
 
 _AHEAD = 2  # batches, where images are decoded when they are asked for
@@ -22,7 +23,7 @@ class Batches(keras.utils.PyDataset):
     second `fit` and datasets of a single batch.
 
     Args:
-        images: array (N, ...) or `EncodedImages`.
+        images: array (N, ...), `EncodedImages`, or `DeviceImages`: batches of these are tensors on the device.
         labels: array (N,), or None.
         batch_size: images a batch, B.
         shuffle: draw a new order for each pass over the images: True for a permutation of all of them. An integer W
@@ -42,9 +43,10 @@ class Batches(keras.utils.PyDataset):
         read_ahead: batches that a thread makes ahead of the one asked for. None: 2 where images are decoded when they
             are asked for, else 0.
 
-    Each item is images (B, ...), or a tuple of images and labels (B,).
+    Each item is images (B, ...), or a tuple of images and labels (B,); of images on the device, a tuple also alone.
 
     Attributes:
+        decodes: Whether images are read and decoded when they are asked for.
         seconds: Time that was waited for all items so far.
         images_per_second: How many images a second reading and decoding has made so far, waited for or not; NaN before
             the first.
@@ -113,7 +115,8 @@ class Batches(keras.utils.PyDataset):
         self._order = (None, None)  # the latest pass and its order
         self._served = None  # numbers asked for in the epoch that Keras has begun
         self.seconds, self._made, self._making = 0.0, 0, 0.0
-        ahead = _AHEAD * (not isinstance(images, np.ndarray)) if read_ahead is None else read_ahead
+        self.decodes = not isinstance(images, np.ndarray | DeviceImages)
+        ahead = _AHEAD * self.decodes if read_ahead is None else read_ahead
         self._timed_ahead = Ahead(self._timed, self._following, ahead) if ahead else self._timed
 
     @property
@@ -150,7 +153,8 @@ class Batches(keras.utils.PyDataset):
             self._served.add(number)
         began = time.monotonic()
         try:
-            return self._timed_ahead((self.epoch, self._first + number))
+            batch = self._timed_ahead((self.epoch, self._first + number))
+            return batch if isinstance(batch, tuple | np.ndarray) else (batch,)  # Keras takes no bare tensor
         finally:
             self.seconds += time.monotonic() - began
 
@@ -174,7 +178,8 @@ class Batches(keras.utils.PyDataset):
         index, parts = self.share
         if parts > 1:
             indices = np.split(indices, parts)[index]
-        images = self.images[indices]
+        on_device = isinstance(self.images, DeviceImages)
+        images = self.images.gather(indices) if on_device else self.images[indices]  # (B, ...)
         return images if self.labels is None else (images, self.labels[indices])
 
     def _shards(self, pass_number):

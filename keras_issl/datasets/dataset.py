@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_issl.datasets.batches import Batches
+from keras_issl.datasets.device import DeviceImages
 from keras_issl.datasets.images import (
     BrokenImage,
     EncodedImages,
@@ -182,7 +183,8 @@ class ImageDataset:
     """Fixed-size uint8 RGB images and their labels, in memory or decoded when indexed.
 
     Attributes:
-        images: uint8 array (N, H, W, 3); or `EncodedImages`, which looks like one, when they do not fit in memory.
+        images: uint8 array (N, H, W, 3); or what looks like one: `EncodedImages` when they do not fit in memory,
+            `DeviceImages` after `on_device`.
         labels: int64 (N,), -1 where there is none.
         class_names: tuple of names, or None.
         name: what the dataset is called.
@@ -223,6 +225,7 @@ class ImageDataset:
         height, width, _ = self.image_shape
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
         place = "in memory" if self.in_memory else "decoded on the fly"
+        place = "on the device" if isinstance(self.images, DeviceImages) else place
         return f"<ImageDataset {self.name}: {len(self):,} images {height}x{width}{classes}, {place}>"
 
     @property
@@ -233,7 +236,7 @@ class ImageDataset:
     @property
     def in_memory(self):
         """Whether the images are decoded already."""
-        return isinstance(self.images, np.ndarray)
+        return not isinstance(self.images, EncodedImages)
 
     @property
     def replaced(self):
@@ -252,10 +255,39 @@ class ImageDataset:
 
     def subset(self, indices):
         """The images at `indices` (integers, a boolean mask or a slice), in that order."""
-        images = self.images[indices] if self.in_memory else self.images.subset(indices)
+        images = self.images[indices] if isinstance(self.images, np.ndarray) else self.images.subset(indices)
         blocks = None if self.blocks is None else self.blocks[indices]
         same = {"class_names": self.class_names, "name": self.name, "replaced": self._replaced}
         return ImageDataset(images, self.labels[indices], blocks=blocks, **same)
+
+    def on_device(self):
+        """The same images for training on an accelerator: they are copied there once, as uint8, when `fit` begins.
+
+        `fit` then gathers each batch on the device, and nothing but its indices travels. The batches are the same. It
+        pays where a step is short beside making and sending a batch, and takes N H W 3 bytes of the device's memory.
+
+        Returns:
+            An `ImageDataset`.
+
+        Raises:
+            ValueError: Images that are not in memory; on TensorFlow, whose `fit` takes every batch through the host.
+
+        Example:
+
+        ```python
+        train = keras_issl.datasets.load("digits", split="train")
+        if keras.config.backend() != "tensorflow":
+            train = train.on_device()
+        ```
+        """
+        if not self.in_memory:
+            raise ValueError(
+                "`on_device` should be asked of images in memory. Received: images that are decoded when a batch asks "
+                "for them, because they did not fit. Load fewer or smaller ones, or raise `memory_limit`."
+            )
+        if isinstance(self.images, DeviceImages):
+            return self
+        return self._with(images=DeviceImages(self.images))
 
     def take(self, count):
         """The first `count` images."""
@@ -297,15 +329,20 @@ class ImageDataset:
                 f"{unknown[:10]}. Classes must be the same in training and test."
             )
         number = np.array([*map(list(class_names).index, self.class_names), -1])  # -1 stays -1
-        return ImageDataset(
-            self.images,
-            number[self.labels],
-            class_names=class_names,
-            name=self.name,
-            skipped=self.skipped,
-            blocks=self.blocks,
-            replaced=self._replaced,
-        )
+        return self._with(labels=number[self.labels], class_names=class_names)
+
+    def _with(self, **changes):
+        """The same dataset but for some of the constructor's arguments."""
+        same = {
+            "images": self.images,
+            "labels": self.labels,
+            "class_names": self.class_names,
+            "name": self.name,
+            "skipped": self.skipped,
+            "blocks": self.blocks,
+            "replaced": self._replaced,
+        }
+        return ImageDataset(**same | changes)
 
     def batches(self, batch_size, *, labels=True, **options):
         """`Batches` of images, or of (images, labels) where there are labels and `labels` is True.

@@ -2,6 +2,8 @@
 
 import re
 
+from keras_issl import datasets
+
 
 class OutOfMemory(MemoryError):
     """Memory, of the host or of a device, did not suffice for a training step."""
@@ -19,6 +21,9 @@ def memory_advice(model, error):
     """
     size = model.images_per_step
     tries = []
+    images = None if model.batches is None else model.batches.images
+    if isinstance(images, datasets.DeviceImages):
+        tries.append(f"without `on_device()`, whose images take {images.nbytes / 1e9:.1f} GB there")
     if getattr(model.objective, "chunk_size", 0) is None:
         tries.append(f"`chunk_size` of {type(model.objective).__name__}, the same loss in parts")
     if model._remat is None:

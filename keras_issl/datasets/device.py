@@ -1,0 +1,69 @@
+"""Images that lie on the accelerator, where batches are gathered."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class DeviceImages:
+    """Images in memory that are copied to the accelerator once: looks like the uint8 array (N, H, W, 3) it holds.
+
+    What is indexed comes from the host, as a NumPy array. `gather` makes batches on the device. Both copies are kept:
+    fingerprints, probes and pictures want the one on the host.
+
+    Args:
+        images: uint8 array (N, H, W, 3).
+
+    Raises:
+        ValueError: On TensorFlow, whose `fit` takes every batch through the host.
+
+    Example:
+
+    ```python
+    images = keras_issl.datasets.DeviceImages(np.zeros((100, 32, 32, 3), "uint8"))
+    images.gather(np.array([3, 1, 4])).shape  # (3, 32, 32, 3)
+    ```
+    """
+
+    ndim = 4
+
+    def __init__(self, images):
+        backend = keras.config.backend()
+        if backend not in ("jax", "torch"):
+            raise ValueError(
+                "Images should be put on the device on JAX or PyTorch only: on TensorFlow Keras takes every batch "
+                f"through the host (`tf.data.Dataset.from_generator`), and reads ahead. Received: the backend "
+                f"{backend!r}. Leave the images where they are, or set KERAS_BACKEND."
+            )
+        self._host, self._device = images, None
+
+    @property
+    def shape(self):
+        return self._host.shape
+
+    @property
+    def dtype(self):
+        return self._host.dtype
+
+    @property
+    def nbytes(self):
+        """Bytes that they take on the device, and again on the host."""
+        return self._host.nbytes
+
+    def __len__(self):
+        return len(self._host)
+
+    def __getitem__(self, indices):
+        return self._host[indices]
+
+    def subset(self, indices):
+        """The images at `indices`, to be copied to the device themselves."""
+        return DeviceImages(self._host[indices])
+
+    def gather(self, indices):
+        """The images at `indices` (B,) as a tensor (B, H, W, 3) on the device. The first call copies all of them."""
+        if self._device is None:  # not sooner: by now `fit` knows which device this process trains on
+            # On a CPU PyTorch shares the array, and warns of one that it must not write to.
+            host = self._host if self._host.flags.writeable else self._host.copy()
+            self._device = ops.convert_to_tensor(host)  # (N, H, W, 3)
+        return ops.take(self._device, np.asarray(indices, np.int32), axis=0)
