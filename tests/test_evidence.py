@@ -14,7 +14,7 @@ from PIL import Image
 
 import keras_issl
 from keras_issl import probes
-from keras_issl.report.sweep import Panel, _edges, sweep
+from keras_issl.report.sweep import Panel, _draw, _edges, sweep
 
 pytestmark = [
     pytest.mark.backend_independent,  # the runs themselves are tested on every backend in test_runs.py
@@ -144,9 +144,24 @@ def test_a_study_has_a_row_a_point_and_trains_no_recipe_twice(tmp_path, capsys, 
     text = (out / "knobs" / "study.md").read_text()
     assert "random encoder, linear" in text and "scored once on 40 test images" in text
     assert (out / "knobs" / "study.png").stat().st_size > 10_000
+    # A second seed: its runs stand beside the first one's. The knob of seeds has its own.
+    study.main(["knobs", data, str(out), "--epochs", "2", "--seeds", "0", "1", "--only", "maximality_weight", "seed"])
+    with open(out / "knobs" / "results.csv", newline="") as file:
+        again = [tuple(row[name] for name in study.KEY) for row in csv.DictReader(file)]
+    assert again[6:] == [("maximality_weight", "2.3", "", "1"), ("maximality_weight", "0", "", "1")]
+    text = (out / "knobs" / "study.md").read_text()
+    assert "up to 2 seeds a point, mean [lowest, highest]" in text and text.count("| maximality_weight | 0 ") == 1
     with pytest.raises(SystemExit, match="another recipe, other images or on another"):
         study.main(["knobs", data, str(out), "--epochs", "3"])
     capsys.readouterr()
+
+
+def test_several_seeds_are_told_by_their_mean_and_range():
+    assert study._cell("linear_top1", ["0.4", "0.38", "0.45"]) == "41.0 [38.0, 45.0]"
+    assert study._cell("linear_top1", ["0.4", ""]) == "40.0" and study._cell("linear_top1", [""]) == ""
+    assert study._cell("marginal_entropy", ["6.5", "6.75"]) == "6.62 [6.50, 6.75]"
+    assert study._cell("value", ["2.3", "2.3"]) == "2.3"
+    assert study._cell("problems", ["few_classes", "", "few_classes NaN"]) == "few_classes NaN"
 
 
 @pytest.mark.parametrize("name", study.STUDIES)
@@ -173,9 +188,17 @@ def test_regions_meet_half_way_between_values():
     np.testing.assert_allclose(_edges([2.0], log=False), [1.5, 2.5])
 
 
+def test_a_line_goes_through_the_means_of_several_points():
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    _draw(Panel("C", {"linear probe": [(64, 0.4), (16, 0.1), (16, 0.3)]}), axes, {}, "")
+    line, dots = axes.get_lines()
+    np.testing.assert_allclose(line.get_xydata(), [[16, 20], [64, 40]])
+    np.testing.assert_allclose(dots.get_xydata(), [[16, 10], [16, 30]])
+
+
 def test_a_sweep_is_drawn(tmp_path):
     panels = [
-        Panel("λ", {"linear probe": [(0, 0.1), (1, 0.3), (8, 0.2)]}, shaded=(0,), usual=1, log=True),
+        Panel("λ", {"linear probe": [(0, 0.1), (0, 0.12), (1, 0.3), (8, 0.2)]}, shaded=(0,), usual=1, log=True),
         Panel("rate", {"linear probe": [(1e-3, 0.3)]}, shaded=(1.0,), log=True),  # a value without a figure
     ]
     assert sweep([panels[0]], tmp_path / "one.png").stat().st_size > 5_000

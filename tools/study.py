@@ -5,8 +5,8 @@
     python tools/study.py knobs DATA OUT           # λ, β, C, temperature, batch size, learning rate, one at a time
 
 DATA is a folder with train.parquet and test.parquet in Hugging Face's layout. Every point is one pre-training by DISSL
-of a narrow ResNet on the same images, with one seed but for the recipe's own three among the knobs. OUT/STUDY holds a
-run folder and a row of results.csv for each point. Stopped or killed, the same call goes on; finished rows stay.
+of a narrow ResNet on the same images, once for each of --seeds; the knobs have the recipe itself with three. OUT/STUDY
+holds a run folder and a row of results.csv for each run. Stopped or killed, the same call goes on; finished rows stay.
 """
 
 import argparse
@@ -106,6 +106,7 @@ def main(arguments=None):
     parser.add_argument("data")
     parser.add_argument("out")
     parser.add_argument("--only", nargs="+", metavar="KNOB", help="these knobs of the study; the next call adds others")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run of each point with each; default: 0")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"to train on; default: {IMAGES}")
     parser.add_argument("--test-images", type=int, default=TEST_IMAGES)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -117,7 +118,13 @@ def main(arguments=None):
         raise SystemExit(str(error)) from None
     test = test.with_classes(train.class_names)
     out = Path(args.out) / args.study
-    points = [point for point in STUDIES[args.study]() if point.knob in (args.only or [point.knob])]
+    study = [
+        point if point.knob == "seed" else dataclasses.replace(point, seed=seed)
+        for seed in args.seeds
+        for point in STUDIES[args.study]()
+    ]
+    study = list({point.key: point for point in study}.values())  # the recipe's own seeds are there once
+    points = [point for point in study if point.knob in (args.only or [point.knob])]
     base = _recipe(Point("", 0, {}), args.epochs)
     asked = {"recipe": dataclasses.asdict(base), "data": [train.fingerprint, test.fingerprint]}
     asked |= {"backend": keras.config.backend()}
@@ -145,14 +152,12 @@ def main(arguments=None):
         rows = {_key(row): row for row in _rows(out / "results.csv")}
         if point.key in rows:
             continue
-        twins = [
-            other.key for other in STUDIES[args.study]() if _recipe(other, args.epochs) == recipe and other.key in rows
-        ]
+        twins = [other.key for other in study if _recipe(other, args.epochs) == recipe and other.key in rows]
         if twins:  # the recipe itself is a point of every knob
             _add_row(out / "results.csv", rows[twins[0]] | dict(zip(KEY, point.key, strict=True)))
             continue
         folder = out / "-".join(part.replace(" ", "_").replace("/", "_") for part in point.key if part)
-        _say(f"{i} of {len(points)}: {point.knob} {point.value:g} {point.curve}")
+        _say(f"{i} of {len(points)}: {point.knob} {point.value:g} {point.curve}, seed {point.seed}")
         keras.backend.clear_session()  # or thirty models pile up
         try:
             result = runs.pretrain(recipe, train, folder, resume=folder.exists(), online_probe=False, page=False)
@@ -229,12 +234,19 @@ def _tell(study, out, train, test, epochs):
     has_mlp = any(row["mlp_top1"] for row in rows)
     shown = ["knob", "value", "curve", "linear_top1", "mlp_top1", *LOGGED, "problems"]
     shown = [name for name in shown if any(row[name] for row in rows)]
-    cells = [[_percent(name, row[name]) for name in shown] for row in rows]
+    points = {}  # the runs of each, one a seed
+    for row in rows:
+        own = row["seed"] if row["knob"] == "seed" else ""  # there a seed is a point
+        points.setdefault((row["knob"], row["value"], row["curve"], own), []).append(row)
+    cells = [[_cell(name, [row[name] for row in runs]) for name in shown] for runs in points.values()]
+    least, most = (pick((len(runs) for runs in points.values()), default=1) for pick in (min, max))
+    seeds = f"{'' if least == most else 'up to '}{most} seeds a point, mean [lowest, highest]"
+    seeds = seeds if most > 1 else "one seed a point"
     titles = [name.replace("_top1", " top-1, %").replace("mlp", "MLP").replace("_", " ") for name in shown]
     beside = "; ".join(f"{name} {100 * value:.1f} %" for name, value in lines.items())
     protocol = (
         f"{train.name}: DISSL on {len(train):,} images without labels for {epochs} epochs, a ResNet of 16 to 128 "
-        f"channels, `recipes.small_images` with C = {CLASSES} but for what the knob says, seed 0, float32, "
+        f"channels, `recipes.small_images` with C = {CLASSES} but for what the knob says, {seeds}, float32, "
         f"{keras.config.backend()}; probes fitted on the same images with all labels, their regularisation chosen on "
         f"held-out training labels, scored once on {len(test):,} test images; another draw of these would move a "
         f"figure by {196 * (0.25 / len(test)) ** 0.5:.1f} points at most (95 %). "
@@ -247,8 +259,17 @@ def _tell(study, out, train, test, epochs):
     _say(f"\n{text}\nWritten to {out}: results.csv, study.md{', study.png' if picture else ''}.")
 
 
-def _percent(name, cell):
-    return f"{100 * float(cell):.1f}" if name.endswith("_top1") and cell else cell
+def _cell(name, values):
+    """A cell of the table: the value of a run; of several, one for each seed, their mean and range."""
+    values = [value for value in values if value]  # none after NaN
+    if name == "problems":
+        return " ".join(dict.fromkeys(" ".join(values).split()))
+    if name in KEY or not values:
+        return values[0] if values else ""
+    scale, digits = (100, 1) if name.endswith("_top1") else (1, 2)
+    numbers = [scale * float(value) for value in values]
+    text = f"{sum(numbers) / len(numbers):.{digits}f}"
+    return text if len(numbers) == 1 else f"{text} [{min(numbers):.{digits}f}, {max(numbers):.{digits}f}]"
 
 
 def _say(line):

@@ -14,7 +14,8 @@ class Panel:
 
     Attributes:
         title: What the knob is called, on the axis under the panel.
-        curves: Dict from the name of a curve to its points, pairs (value of the knob, top-1 in [0, 1]).
+        curves: Dict from the name of a curve to its points, pairs (value of the knob, top-1 in [0, 1]). Several points
+            of one value, as of several seeds, are all drawn, and the line goes through their means.
         shaded: Values whose regions are shaded, such as those at which training collapsed.
         usual: The recipe's own value, marked; `None` for none.
         log: Whether the knob's axis is logarithmic. Where 0 is among the values, they stand at equal distances.
@@ -88,9 +89,12 @@ def _draw(panel, axes, lines, shading):
     if panel.log and not even:
         axes.set_xscale("log")
     for (name, points), color in zip(panel.curves.items(), PALETTE, strict=False):
-        points = sorted(points)
-        xs, ys = [place[value] for value, _ in points], [100 * top1 for _, top1 in points]
-        axes.plot(xs, ys, "o-", color=color, ms=4, lw=1.5, label=name)
+        at = {value: [100 * top1 for v, top1 in points if v == value] for value, _ in sorted(points)}
+        xs, means = [place[value] for value in at], [float(np.mean(ys)) for ys in at.values()]
+        axes.plot(xs, means, "o-", color=color, ms=4, lw=1.5, label=name)
+        for x, ys in zip(xs, at.values(), strict=True):
+            if len(ys) > 1:
+                axes.plot([x] * len(ys), ys, "o", color=color, ms=3, alpha=0.4, mew=0)
     for (name, top1), style in zip(lines.items(), (":", "--", "-."), strict=False):
         axes.axhline(100 * top1, color="grey", ls=style, lw=1.2, label=name)
     edges = _edges([place[value] for value in values], log=panel.log and not even)
