@@ -27,8 +27,7 @@ import keras
 import numpy as np
 
 from keras_issl import comparison, datasets, probes, recipes, report, results, runs
-from keras_issl.comparison.rows import replace
-from keras_issl.zoo.layout import write_json
+from keras_issl.zoo.layout import write_bytes, write_json, write_text
 
 # Top-1 in the authors' README: one seed, the probe's weight decay chosen on the validation images that it is scored on.
 PUBLISHED = {
@@ -186,7 +185,7 @@ class Cell:
     def _keep(self, right, chosen):
         content = io.BytesIO()
         np.savez_compressed(content, **right)
-        replace(self.folder / RIGHT, content.getvalue())
+        write_bytes(self.folder / RIGHT, content.getvalue())
         write_json(self.folder / CHOSEN, chosen)
 
 
@@ -233,7 +232,7 @@ def _tell(out):
     if out.name == "smoke":
         notes.insert(0, "**A smoke run of shrunk recipes on a few images: it shows that every cell runs, no more.**")
     text = "\n\n".join([report.table(titles, rows), *notes]) + "\n"
-    (out / TABLE).write_text(text, encoding="utf-8")
+    write_text(out / TABLE, text)
     _say(f"\n{text}\n{len(found)} of {len(CELLS)} cells. Written to {out / TABLE}.")
 
 

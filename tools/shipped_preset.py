@@ -66,7 +66,7 @@ def main(arguments=None):
         class_names=test.class_names,
     )
     metadata = _verified(args.folder)
-    (args.folder / layout.CARD).write_text(cards.builtin_card(args.folder), encoding="utf-8", newline="\n")
+    layout.write_text(args.folder / layout.CARD, cards.builtin_card(args.folder))
     size = sum(path.stat().st_size for path in args.folder.iterdir())
     print(report.table(["", *SOURCES.values()], _table(rows)))
     print(f"{args.folder}: {size / 1e6:.1f} MB, verified on {metadata['versions']['verified_on']}")
@@ -134,18 +134,15 @@ def _provenance(run, trained, train):
     }
 
 
-def _write(folder, encoder, objective, recipe, rows, provenance):
-    """The preset's folder, without the heads' weights: they are larger than the encoder."""
-    (folder / layout.PICTURE).unlink(missing_ok=True)  # or the folder holds more than a preset
-    if folder.exists():
-        (folder / layout.CARD).unlink(missing_ok=True)
-    bottleneck, classes = objective.bottleneck, objective.num_classes
-    released = json.loads((registry.presets_folder() / registry.released_names()[0] / layout.METADATA).read_text())
-    described = {
+def described(encoder, objective, recipe):
+    """The recipe as the preset's metadata and its card have it."""
+    dim, bottleneck = encoder.output_shape[-1], objective.bottleneck
+    blocks, width = (recipe.encoder_args[name] for name in ("blocks", "width"))
+    return {
         "recipe": recipe.name,
         "objective": "DISSL",
         "objective_args": {
-            "num_classes": classes,
+            "num_classes": objective.num_classes,
             "lambda": objective.maximality_weight,
             "beta": objective.invariance_weight,
             "teacher_temperature": objective.teacher_temperature,
@@ -154,24 +151,33 @@ def _write(folder, encoder, objective, recipe, rows, provenance):
         "dataset": DATASET,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
-        "views": "2x32",
-        "encoder": "ResNet-10: basic blocks (1, 1, 1, 1) of 20 to 160 channels, 3x3 stem of stride 1 without pooling",
+        "views": f"2x{recipe.augmentation_args['size']}",
+        "encoder": f"ResNet-10: basic blocks {blocks} of {width} to {dim} channels, 3x3 stem of stride 1 without "
+        "pooling",
         "heads": {
-            "teacher": f"Linear 160-1024, BN, ReLU, Linear 1024-{bottleneck}, BN, Linear {bottleneck}-C",
-            "student": f"Linear 160-{bottleneck}, BN, Linear {bottleneck}-C (a low-rank linear map)",
+            "teacher": f"Linear {dim}-1024, BN, ReLU, Linear 1024-{bottleneck}, BN, Linear {bottleneck}-C",
+            "student": f"Linear {dim}-{bottleneck}, BN, Linear {bottleneck}-C (a low-rank linear map)",
         },
         "augmentation": recipe.augmentation,
         "augmentation_args": recipe.augmentation_args,
         "optimizer": f"Adam {recipe.learning_rate:g} with L2 1e-6, a warm-up of one epoch, then a cosine to 0; "
-        "gradients clipped by value at 2",
+        f"gradients clipped by value at {recipe.clip_value:g}",
         "precision": recipe.precision,
         "seed": recipe.seed,
     }
+
+
+def _write(folder, encoder, objective, recipe, rows, provenance):
+    """The preset's folder, without the heads' weights: they are larger than the encoder."""
+    (folder / layout.PICTURE).unlink(missing_ok=True)  # or the folder holds more than a preset
+    if folder.exists():
+        (folder / layout.CARD).unlink(missing_ok=True)
+    released = json.loads((registry.presets_folder() / registry.released_names()[0] / layout.METADATA).read_text())
     keras_issl.save_preset(
         encoder,
         folder,
         name=NAME,
-        recipe=described,
+        recipe=described(encoder, objective, recipe),
         results=rows,
         provenance=provenance,
         metadata={

@@ -12,7 +12,6 @@ holds a run folder and a row of results.csv for each run. Stopped or killed, the
 import argparse
 import csv
 import dataclasses
-import io
 import json
 import os
 import time
@@ -23,8 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 from keras_issl import comparison, datasets, probes, recipes, report, results, runs
-from keras_issl.comparison.rows import replace
+from keras_issl.comparison.rows import write_rows
 from keras_issl.report.sweep import Panel, sweep
+from keras_issl.zoo.layout import write_json, write_text
 
 IMAGES, TEST_IMAGES, EPOCHS, CLASSES = 12_800, 10_000, 5, 1024  # 250 steps of 256
 RANDOM, PIXELS = "random encoder", "raw pixels"
@@ -138,7 +138,7 @@ def main(arguments=None):
             row[f"{name}_top1"] = f"{(probe.predict(splits[1]) == splits[1].labels).mean():.4f}"
         row |= {"changes": json.dumps(point.changes), "date": time.strftime("%Y-%m-%d")}
         row |= {"versions": json.dumps(results.versions()), "hardware": json.dumps(results.hardware())}
-        _add_row(out / "results.csv", row)
+        write_rows(out / "results.csv", COLUMNS, [*_rows(out / "results.csv"), row])
         _say(", ".join(f"{key} {row[key]}" for key in COLUMNS if row.get(key) and key not in ABOUT))
 
     rows = {_key(row): row for row in _rows(out / "results.csv")}
@@ -154,7 +154,8 @@ def main(arguments=None):
             continue
         twins = [other.key for other in study if _recipe(other, args.epochs) == recipe and other.key in rows]
         if twins:  # the recipe itself is a point of every knob
-            _add_row(out / "results.csv", rows[twins[0]] | dict(zip(KEY, point.key, strict=True)))
+            twin = rows[twins[0]] | dict(zip(KEY, point.key, strict=True))
+            write_rows(out / "results.csv", COLUMNS, [*rows.values(), twin])
             continue
         folder = out / "-".join(part.replace(" ", "_").replace("/", "_") for part in point.key if part)
         _say(f"{i} of {len(points)}: {point.knob} {point.value:g} {point.curve}, seed {point.seed}")
@@ -192,7 +193,7 @@ def _same_study(out, asked):
             f"{out} has the study with another recipe, other images or on another backend: choose another OUT."
         )
     out.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps(asked, indent=1).encode())
+    write_json(path, asked)
 
 
 def _rows(path):
@@ -204,14 +205,6 @@ def _rows(path):
 
 def _key(row):
     return tuple(row[name] for name in KEY)
-
-
-def _add_row(path, row):
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows([*_rows(path), row])
-    replace(path, text.getvalue().encode())
 
 
 def _tell(study, out, train, test, epochs):
@@ -255,7 +248,7 @@ def _tell(study, out, train, test, epochs):
         "are judged as (`diagnostics.judge_training`)."
     )
     text = f"{report.table(titles, cells)}\n\n{protocol}\n"
-    (out / "study.md").write_text(text, encoding="utf-8")
+    write_text(out / "study.md", text)
     _say(f"\n{text}\nWritten to {out}: results.csv, study.md{', study.png' if picture else ''}.")
 
 

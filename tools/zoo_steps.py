@@ -244,7 +244,7 @@ class Publication:
             report.neighbours(images, found, self.picture)
         metadata = format.read_metadata(self.folder)
         text = cards.card(metadata, repo=self.repo, picture=self.pictures and layout.PICTURE)
-        write(self.folder / layout.CARD, text.encode())
+        layout.write_text(self.folder / layout.CARD, text)
         metadata["files"][layout.CARD] = {
             "sha256": layout.sha256(self.folder / layout.CARD), "bytes": len(text.encode())
         }  # fmt: skip
@@ -294,14 +294,7 @@ class Publication:
         metadata["files"].pop(layout.CARD, None)  # which here is another one
         metadata["hub"] = self._address
         for name in (layout.GOLDEN, layout.CONFIG):
-            write(self.shipped / name, (self.folder / name).read_bytes())
+            layout.write_bytes(self.shipped / name, (self.folder / name).read_bytes())
         layout.write_json(self.shipped / layout.METADATA, metadata)
-        write(self.shipped / layout.CARD, cards.card(metadata).encode())
+        layout.write_text(self.shipped / layout.CARD, cards.card(metadata))
         self.say(f"recorded in {self.shipped}, {layout.GOLDEN} has {metadata['files'][layout.GOLDEN]['bytes']:,} bytes")
-
-
-def write(path, content):
-    """Writes bytes at once, so that a reader never sees half of them."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -4,13 +4,12 @@ import csv
 import dataclasses
 import io
 import json
-import os
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_issl.zoo.layout import write_json
+from keras_issl.zoo.layout import write_bytes, write_json, write_text
 
 LABELS = {
     "simclr": "SimCLR", "cissl": "CISSL", "dissl": "DISSL", "dino": "DINO", "swav": "SwAV", "byol": "BYOL",
@@ -106,11 +105,16 @@ def add_row(path, row):
     rows = read_rows(path)
     if any((other["objective"], other["seed"]) == (row["objective"], row["seed"]) for other in rows):
         return
+    write_rows(path, COLUMNS, [*rows, row])
+
+
+def write_rows(path, columns, rows):
+    """Writes dicts as a CSV, whole or not at all."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, columns)
     writer.writeheader()
-    writer.writerows([*rows, row])
-    replace(path, text.getvalue().encode())
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def save_right(out, name, seed, right):
@@ -118,7 +122,7 @@ def save_right(out, name, seed, right):
     (out / RIGHT).mkdir(exist_ok=True)
     content = io.BytesIO()
     np.savez_compressed(content, **right)
-    replace(out / RIGHT / f"{name}-s{seed}.npz", content.getvalue())
+    write_bytes(out / RIGHT / f"{name}-s{seed}.npz", content.getvalue())
 
 
 def load_right(out, row):
@@ -135,14 +139,3 @@ def load_right(out, row):
             f"Received: {right.mean():.6f} right."
         )
     return right
-
-
-def replace(path, content):
-    """Writes bytes through a temporary file, so that a reader sees the old file or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

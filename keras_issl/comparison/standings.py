@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_issl import probes, report
-from keras_issl.comparison.rows import NAMES, PIXELS, RANDOM, ROWS, load_right, read_rows, replace
+from keras_issl.comparison.rows import NAMES, PIXELS, RANDOM, ROWS, load_right, read_rows
 from keras_issl.report.standings import standings
+from keras_issl.zoo.layout import write_text
 
 REFERENCE = "simclr"
 
@@ -118,7 +119,7 @@ def summarise(out, *, bootstrap=10_000, title=""):
         rows[NAMES[name]] = Standing(seeds, *columns, difference(name))
     last = max((row for runs in found.values() for row in runs.values()), key=lambda row: row["date"])
     result = SeedComparison(rows, last["protocol"])
-    replace(out / "comparison.md", f"{result.table()}\n\n{result.protocol}\n".encode())
+    write_text(out / "comparison.md", f"{result.table()}\n\n{result.protocol}\n")
     shown = {name: (row.linear, row.knn, row.difference) for name, row in rows.items()}
     lines = {NAMES[name]: shown.pop(NAMES[name], None) for name in (PIXELS, RANDOM)}
     lines = {name: float(np.mean(row[0])) for name, row in lines.items() if row}

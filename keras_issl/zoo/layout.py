@@ -32,16 +32,21 @@ def git_sha1(data):
 
 
 def write_json(path, value):
-    """Writes JSON as `write_text` does."""
+    """Writes JSON as `write_bytes` does."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def write_text(path, text):
+    """Writes text, UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path, content):
     """Writes a file through a temporary one, so that a reader, or a power cut, never sees half of it."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
