@@ -14,7 +14,7 @@ from PIL import Image
 
 import keras_issl
 from keras_issl import encoders, recipes
-from keras_issl.zoo import cards, layout, registry
+from keras_issl.zoo import card_tables, cards, layout, registry
 
 sys.path.append(str(Path(keras_issl.__file__).parent.parent / "tools"))
 import shipped_preset
@@ -120,6 +120,6 @@ def test_its_card_shows_all_that():
 def test_a_figure_says_how_sure_it_is():
     row = {"dataset": "x", "metric": "top-1", "unit": "%", "source": "ours", "protocol": "p", "value": 61.2}
     for more, shown in (({}, ""), ({"sd": 1.5}, " ± 1.5"), ({"interval": [60.0, 62.5]}, " [60.0, 62.5]")):
-        assert f"61.2{shown} <sup>" in cards.results_table([row | more])
+        assert f"61.2{shown} <sup>" in card_tables.results_table([row | more])
     for odd in ({"interval": "60 to 62"}, {"interval": [1]}, {"sd": None}):
-        assert "61.2 <sup>" in cards.results_table([row | odd])
+        assert "61.2 <sup>" in card_tables.results_table([row | odd])

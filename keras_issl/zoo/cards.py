@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+from keras_issl.zoo.card_tables import pairs, regular, results_table
 from keras_issl.zoo.layout import METADATA, PICTURE, WEIGHTS
 from keras_issl.zoo.markdown import (
     escaped,
@@ -21,9 +22,7 @@ from keras_issl.zoo.markdown import (
     plain,
     quoted,
     section,
-    shown,
     slug,
-    table,
 )
 
 HUB_DATASETS = {"ImageNet-1k": "imagenet-1k"}  # a recipe's dataset -> its name on the Hub
@@ -43,7 +42,6 @@ INSTALL = (
     "It needs Python 3.11 or newer and the library keras\\_issl, which is not on PyPI yet: in a clone of its "
     'repository `pip install ".[tensorflow]"`, or `[torch]`, or `[jax]`.'
 )
-FIRST = ("objective", "objective_args", "dataset", "dataset_fraction", "epochs", "views", "encoder", "heads")
 RELEASES = "https://github.com/YannDubs/"  # where the authors' files are
 
 
@@ -166,7 +164,7 @@ def _model_index(metadata, name):
     source, and names the first one's, so that an audit's figures would appear as the authors' own.
     """
     groups = {}
-    for row in _regular(metadata.get("results") or []):
+    for row in regular(metadata.get("results") or []):
         is_number = type(row["value"]) is int or (isinstance(row["value"], float) and math.isfinite(row["value"]))
         value = row["value"] if is_number else plain(flat(row["value"]))
         if value == "":
@@ -303,72 +301,6 @@ def _provenance(metadata):
     if re.fullmatch("[0-9a-f]{64}", str(entries.get("fingerprint"))):
         entries["fingerprint"] = entries["fingerprint"][:12] + "…"  # metadata.json has all of it
     return entries
-
-
-def pairs(header, values):
-    """A table of the entries of a dict that hold something, what a reader asks for first on top.
-
-    Args:
-        header: Of the column of keys.
-        values: A dict with strings for keys, or `None`.
-
-    Returns:
-        Markdown text, empty if there is nothing to show.
-    """
-    known = sorted((values or {}).items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST))
-    rows = [[escaped(str(key).replace("_", " ")), shown(value)] for key, value in known]
-    rows = [row for row in rows if row[1]]
-    return table([header, "value"], rows) if rows else ""
-
-
-def results_table(results):
-    """One table with a column a source; each figure points to its protocol, which sources may share.
-
-    Rows of another form follow as they are.
-
-    Args:
-        results: A list, the `results` of a preset's metadata.
-
-    Returns:
-        Markdown text, empty if there are no results.
-    """
-    regular = _regular(results)
-    datasets = {escaped(row.get("dataset") or "") for row in regular}
-    common = datasets.pop() if len(datasets) == 1 else ""
-    sources, protocols, cells = {}, {}, {}
-    for row in regular:
-        source = escaped(row.get("source") or "this preset")
-        note = escaped(row.get("protocol") or "protocol not recorded")
-        note += f"; on {escaped(row['split'])} images." if row.get("split") else "."
-        note += f" {link(row['url'])}" if row.get("url") else ""
-        protocols.setdefault(note, {})[source] = True
-        number = list(protocols).index(note) + 1
-        label = escaped(row["metric"]) + (f" ({escaped(row['unit'])})" if row.get("unit") else "")
-        label += "" if common or not row.get("dataset") else f", {escaped(row['dataset'])}"
-        sources.setdefault(source)
-        figure = f"{shown(row['value'])}{_spread(row)} <sup>{number}</sup>"
-        cells.setdefault(label, {}).setdefault(source, []).append(figure)
-    rows = [[label, *("; ".join(found.get(source, ["–"])) for source in sources)] for label, found in cells.items()]
-    notes = [f"{number}. {', '.join(found)}: {note}" for number, (note, found) in enumerate(protocols.items(), 1)]
-    others = [f"- {shown(row)}" for row in results if row not in regular]
-    blocks = [
-        table([common, *sources], rows, right=True),
-        "The small numbers name the protocols:",
-        "\n".join(notes),
-    ]
-    return "\n\n".join([*(blocks if rows else []), *(["\n".join(others)] if others else [])])
-
-
-def _spread(row):
-    """How sure a figure is: its interval, or its standard deviation, where it has one."""
-    sure, low_high = row.get("sd"), row.get("interval")
-    if isinstance(low_high, list) and len(low_high) == 2:
-        return f" [{shown(low_high[0])}, {shown(low_high[1])}]"
-    return "" if sure is None else f" ± {shown(sure)}"
-
-
-def _regular(results):
-    return [row for row in results if isinstance(row, dict) and {"metric", "value"} <= set(row)]
 
 
 def _limits(metadata):

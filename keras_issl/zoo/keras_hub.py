@@ -19,7 +19,7 @@ from pathlib import Path
 import keras
 
 from keras_issl import encoders
-from keras_issl.zoo import cards, hub, strict
+from keras_issl.zoo import card_tables, cards, hub, strict
 from keras_issl.zoo.format import check_types
 from keras_issl.zoo.layout import CARD, CONFIG, METADATA, OPTIONAL, REQUIRED, WEIGHTS, sha256, write_json
 from keras_issl.zoo.markdown import escaped, fence, paragraph, quoted, section
@@ -272,7 +272,7 @@ def _card(described, encoder, address):
         cards.facts(described, "the average of the last maps over the pixels"),
         section("Load it", *_usage(described, encoder, address)),
         section("How it was trained", *cards.training(described)),
-        section("Results", cards.results_table(described["results"])),
+        section("Results", card_tables.results_table(described["results"])),
         section("Limits", LIMITS, unverified, note),
         section("Licence", cards.licence_text(described)),
         section("Citation", fence(described["citation"], "bibtex") if "citation" in described else ""),
