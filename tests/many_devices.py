@@ -247,6 +247,20 @@ def beside(devices, folder):
     return found
 
 
+def on_device(devices):
+    """Weights after an epoch of `fit` on images on the host and on the device."""
+    from keras_issl import callbacks, datasets
+
+    images = np.random.default_rng(0).integers(0, 256, (3 * BATCH, SIDE, SIDE, 3), dtype="uint8")
+    found = []
+    for x in (images, datasets.DeviceImages(images)):
+        model = small("DISSL", probe=False)
+        model.compile("sgd")
+        model.fit(x, batch_size=BATCH, verbose=0)
+        found.append(callbacks.Snapshot(model).arrays)
+    return found
+
+
 def refused(name, call):
     """What a call is refused with, or None."""
     try:
@@ -375,6 +389,7 @@ def main(engine, devices, folder, *items):
             kinds = {
                 "beside": lambda: beside(devices, folder),
                 "lower": lambda: lower(devices),
+                "on_device": lambda: on_device(devices),
                 "pretrain": lambda: pretrain(devices, folder),
                 "refusals": lambda: refusals(devices),
                 "late_stops": lambda: late_stops(folder),

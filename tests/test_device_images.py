@@ -1,6 +1,7 @@
 """Images that lie on the device: the same batches, the same weights."""
 
 import keras
+import many_devices
 import members
 import numpy as np
 import pytest
@@ -34,6 +35,19 @@ def state(model):
     return callbacks.Snapshot(model).arrays
 
 
+@pytest.fixture
+def gathered(monkeypatch):
+    """How many images each call of `gather` was asked for."""
+    sizes, gather = [], datasets.DeviceImages.gather
+
+    def spy(self, indices):
+        sizes.append(len(indices))
+        return gather(self, indices)
+
+    monkeypatch.setattr(datasets.DeviceImages, "gather", spy)
+    return sizes
+
+
 def assert_same_state(found, expected):
     found, expected = state(found), state(expected)
     assert len(found) == len(expected)
@@ -55,7 +69,7 @@ def assert_same_state(found, expected):
 )
 def test_batches_are_the_same(data, options):
     host, device = (d.batches(BATCH, seed=3, **options) for d in (data, data.on_device()))
-    assert len(host) == len(device)
+    assert len(host) == len(device) and not device.decodes
     for epoch in range(3):
         for number in range(len(host)):
             (images, labels), (expected, known) = device.batch(epoch, number), host.batch(epoch, number)
@@ -68,19 +82,49 @@ def test_batches_are_the_same(data, options):
 @on_a_device
 @pytest.mark.filterwarnings("ignore:.*incomplete last batch")
 @pytest.mark.parametrize("options", [{}, {"online_probe": 3}], ids=["alone", "with labels"])
-def test_fit_takes_the_same_steps(data, options):
+def test_fit_takes_the_same_steps(data, options, gathered):
     models = [pretrainer(**options) for _ in range(2)]
     histories = [
         model.fit(d, batch_size=BATCH, epochs=2, verbose=0).history
         for model, d in zip(models, (data, data.on_device()), strict=True)
     ]
-    assert histories[0] == histories[1]
+    assert histories[0] == histories[1] and gathered.count(BATCH) >= 10
     assert_same_state(models[1], models[0])
     # The loss and features of images on the device, too.
     scores = [models[0].evaluate(d, batch_size=7, verbose=0, return_dict=True) for d in (data, data.on_device())]
     assert scores[0] == scores[1]
     features = [models[0].predict(d, batch_size=BATCH, verbose=0) for d in (data, data.on_device())]
     np.testing.assert_array_equal(features[0], features[1])
+
+
+@on_a_device
+def test_what_looks_like_an_array_is_taken_for_one(data, gathered):
+    images = data.on_device().images
+    np.testing.assert_array_equal(np.asarray(images), data.images)
+    assert np.asarray(images, "float32").dtype == np.float32 and np.shares_memory(np.asarray(images), data.images)
+    models = [pretrainer() for _ in range(2)]
+    for model, x in zip(models, (data.images[:40], images.subset(slice(40))), strict=True):
+        model.fit(x, batch_size=BATCH, verbose=0)
+    assert_same_state(*models)
+    assert gathered == [BATCH] * 5
+    features = [models[0].predict(x, verbose=0) for x in (data.images, images)]
+    np.testing.assert_array_equal(features[0], features[1])
+    features = [keras_issl.extract_features(models[0].encoder, x, verbose=False) for x in (data, data.on_device())]
+    np.testing.assert_array_equal(features[0].array, features[1].array)
+    for wrong in (data.images.astype("float32"), data.images[0], list(data.images)):
+        with pytest.raises(ValueError, match="`images` should be a NumPy array"):
+            datasets.DeviceImages(wrong)
+    with pytest.raises(ValueError, match="`read_ahead` should be left out"):
+        data.on_device().batches(BATCH, read_ahead=2)
+
+
+@on_a_device
+@pytest.mark.slow
+def test_several_devices_take_their_parts():
+    engine = next(name for name, (backend, *_) in many_devices.ENGINES.items() if backend == BACKEND)
+    host, device = many_devices.run(engine, 2, ["on_device"])["on_device"]
+    for a, b in zip(host, device, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @on_a_device
@@ -137,31 +181,45 @@ def test_images_are_copied_once_and_by_the_first_batch(data, monkeypatch):
 
 
 @on_a_device
-def test_memory_that_does_not_suffice_is_told_of(data):
-    from keras_issl.pretraining.memory import memory_advice
+@pytest.mark.filterwarnings("ignore:.*incomplete last batch")
+@pytest.mark.parametrize("way", ["a dataset", "batches", "a foreign encoder"])
+def test_a_device_that_they_do_not_fit_on_is_told_of(way, data, monkeypatch):
+    def full(*args):
+        raise MemoryError("out of memory")
 
-    model = pretrainer()
-    model.batches = data.on_device().batches(BATCH)
-    assert "without `on_device()`, whose images take 0.0 GB" in memory_advice(model, MemoryError("out of memory"))
-    model.batches = data.batches(BATCH)
-    assert "on_device" not in memory_advice(model, MemoryError("out of memory"))
+    monkeypatch.setattr(datasets.DeviceImages, "gather", full)
+    model, x, size = pretrainer(), data.on_device(), {"batch_size": BATCH}
+    if way == "batches":
+        x, size = x.batches(BATCH, labels=False, drop_last=True), {}
+    if way == "a foreign encoder":
+        layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)]
+        model = keras_issl.Pretrainer(keras_issl.encoders.Adapter(keras.Sequential(layers)), members.SMALL["DISSL"]())
+        model.compile("sgd")
+    with pytest.raises(MemoryError, match=r"Try leaving the images on the host, without `on_device\(\)`.*take 0.0 GB"):
+        model.fit(x, **size, verbose=0)
+    assert model.batches is None
+    monkeypatch.setattr(datasets.ImageDataset, "images", property(full), raising=False)
+    with pytest.raises(MemoryError) as told:  # of images on the host no word of that
+        pretrainer().fit(data, batch_size=BATCH, verbose=0)
+    assert "on_device" not in str(told.value)
 
 
 @on_a_device
-def test_a_recipe_runs_on_images_on_the_device(data, tmp_path):
+def test_a_recipe_runs_on_images_on_the_device(data, tmp_path, gathered):
     recipe = keras_issl.recipes.smoke(keras_issl.recipes.get("cifar10/dissl-small"))
     data = datasets.load((np.repeat(np.repeat(data.images, 3, 1), 3, 2), data.labels), image_size=32)
     results = [
-        runs.pretrain(recipe, d, tmp_path / name, page=False, verbose=False)
+        runs.pretrain(recipe, d, tmp_path / name, page=name == "device", verbose=False)
         for name, d in {"host": data, "device": data.on_device()}.items()
     ]
     assert_same_state(*(result.model for result in results))
+    assert gathered and (tmp_path / "device" / "report.html").stat().st_size > 10_000
 
 
 @on_a_device
-def test_the_command_takes_it(tmp_path, capsys):
+def test_the_command_takes_it(tmp_path, capsys, gathered):
     command = ["pretrain", "digits", "--recipe", "cifar10/simclr", "--smoke", "--no-page", "--out"]
-    assert cli.main([*command, str(tmp_path / "device"), "--on-device"]) == 0
+    assert cli.main([*command, str(tmp_path / "device"), "--on-device"]) == 0 and gathered
     assert cli.main([*command, str(tmp_path / "host")]) == 0
     found = [keras_issl.from_preset(tmp_path / name / "preset") for name in ("device", "host")]
     for a, b in zip(*(encoder.get_weights() for encoder in found), strict=True):
@@ -184,5 +242,5 @@ def test_images_that_are_not_in_memory_are_refused(tmp_path):
     for i in range(3):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
     encoded = datasets.load(tmp_path, image_size=8, memory_limit=0)
-    with pytest.raises(ValueError, match="`on_device` should be asked of images in memory.*raise `memory_limit`"):
+    with pytest.raises(ValueError, match="Images should be in memory to be put on the device.*`memory_limit`"):
         encoded.on_device()

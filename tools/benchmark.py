@@ -17,9 +17,10 @@ load on the machine hits all alike; a ratio is the median over the rounds of the
   `from_preset` of it from the cache; each in a new process, after the imports. And `from_preset` of the shipped preset
   with `import keras_issl`, after `import keras`.
 - input: JPEG files to training steps against DataLoader and torchvision; needs a GPU and torchvision.
-- training: `fit` of a recipe, with its augmentation, from images on the host and on the device (JAX and PyTorch; the
-  ratio is device to host). On a GPU: the paper's DISSL on Tiny-ImageNet's shapes, ResNet-18 at 64 px, bfloat16, batches
-  of 512; what 100 epochs of it take; and the shares of an H200's peaks, by `tools/scaling.py`'s count.
+- training: `fit` of a recipe, with its augmentation and without records or checkpoints, from images on the host and on
+  the device (JAX and PyTorch; the ratio is device to host). On a GPU: DISSL on Tiny-ImageNet's shapes, ResNet-18 at 64
+  px, bfloat16, in batches of 256, the recipe's, and of 512; what 100 epochs would take at that rate; and on an H200 the
+  shares of its peaks, by what `tools/scaling.py` counts.
 - objectives: the training step of every objective without augmentation, as a multiple of SimCLR's time, beside the
   views that the encoder sees: an EMA teacher sees two more, without gradient.
 - multicrop: what the encoder takes of an m6 step, forward and backward, as a multiple of the sum of its two sizes
@@ -391,6 +392,8 @@ class Contestant:
         backend = who.partition(" ")[0]
         environment = {**os.environ, "KERAS_BACKEND": backend if backend in BACKENDS else "torch"}
         environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        # They take turns on one GPU: none may take most of its memory beforehand.
+        environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  close() closes it, with the process
         command = [sys.executable, __file__, "--worker", json.dumps([section, who, case, gpu])]

@@ -5,38 +5,32 @@ import statistics
 
 import numpy as np
 
-# Recipe, what is changed of it, and the steps of an epoch; on a CPU small, for XLA's convolutions.
-GPU = ("tiny_imagenet/dissl", {"batch_size": 512}, 60)
-CPU = ("cifar10/dissl-small", {"encoder_args": {"width": 8, "stem": "strided"}, "batch_size": 64}, 8)
+# Recipe, batch sizes, what else is changed of it, and the steps of an epoch. On a CPU small, for XLA's convolutions.
+GPU = ("tiny_imagenet/dissl", (256, 512), {}, 60)
+CPU = ("cifar10/dissl-small", (64,), {"encoder_args": {"width": 8, "stem": "strided"}}, 8)
 HOST, DEVICE = "images on the host", "images on the device"
 CELL, GOAL = 100 * 100_000, 600.0  # images of 100 epochs of Tiny-ImageNet, and the seconds that they should take
 
 
-def recipe_of(gpu):
-    """The recipe and the steps of an epoch."""
-    from keras_issl import recipes
-
-    name, changes, steps = GPU if gpu else CPU
-    return recipes.override(name, changes)[0], steps
-
-
 def training_worker(who, case, gpu):
-    """Returns (an epoch of `fit`, facts); who is a backend and where the images are."""
+    """Returns (an epoch of `fit`, facts); who is a backend and where the images are, case a batch size."""
     import keras
 
     from keras_issl import datasets, recipes
 
-    recipe, steps = recipe_of(gpu)
-    side, count = recipe.augmentation_args["size"], steps * recipe.batch_size
+    name, _, changes, steps = GPU if gpu else CPU
+    recipe, _ = recipes.override(name, changes | {"batch_size": case})
+    side, count = recipe.augmentation_args["size"], steps * case
     data = datasets.ImageDataset(np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype="uint8"))
     data = data.on_device() if who.endswith(DEVICE) else data
     model = recipes.build(recipe, count)
 
     def epoch():
-        model.fit(data, batch_size=recipe.batch_size, epochs=1, verbose=0)
+        model.fit(data, batch_size=case, epochs=1, verbose=0)
         keras.ops.convert_to_numpy(model.steps)  # all steps are done when their number is there
 
-    return epoch, {"images": count, "device": device_name()}
+    device = device_name()
+    return epoch, {"images": count, "side": side, "device": device, "shares": shares(recipe, device)}
 
 
 def device_name():
@@ -55,42 +49,45 @@ def device_name():
     return ""
 
 
-def measure_training(options, compare, row):
-    """Rows of the section `training`: images a second, and on a known GPU the shares of its peaks that they take."""
-    recipe, steps = recipe_of(options.gpu)
-    case = f"{recipe.name}, {steps} x {recipe.batch_size} images of {recipe.augmentation_args['size']} px"
-    best, device = 0.0, ""
-    for backend in options.backends:
-        places = (HOST,) if backend == "tensorflow" else (HOST, DEVICE)
-        found = compare("training", case, tuple(f"{backend} {place}" for place in places), options.gpu, options.rounds)
-        base = found[f"{backend} {HOST}"][1]
-        for who, (facts, times, _) in found.items():
-            rate = facts["images"] / statistics.median(times)
-            ratio = statistics.median(b / t for b, t in zip(base, times, strict=True))
-            yield row("training", case, who, rate, "images/s", None if who.endswith(HOST) else ratio)
-            best, device = max(best, rate), device or facts["device"]
-    if options.gpu:
-        yield row("training", "100 epochs of Tiny-ImageNet at the best rate", device, CELL / best, "s", goal=GOAL)
-    yield from _shares(recipe, best, device, row)
-
-
-def _shares(recipe, rate, device, row):
-    """What the best rate takes of a chip's peaks, by the operations and bytes of a step that are counted on paper."""
+def shares(recipe, device):
+    """Dict: what of a known chip's peaks one image a second takes, by what `tools/scaling.py` counts of a step."""
     import scaling_count
     import scaling_formulae
 
-    chip = next((c for name, c in scaling_formulae.CHIPS.items() if name in device.lower().replace(" ", "_")), None)
-    if chip is None:
-        return
     from keras_issl import recipes
 
+    chip = next((c for name, c in scaling_formulae.CHIPS.items() if name in device.lower().replace(" ", "_")), None)
+    if chip is None:
+        return {}
     side, batch = recipe.augmentation_args["size"], recipe.batch_size
     objective = functools.partial(recipes.OBJECTIVES[recipe.objective], **recipe.objective_args)
     model = scaling_count.make(objective, dict(recipe.encoder_args), ((2, side),), recipe.precision)
     counts = scaling_count.count(model, (batch, side, side, 3), ((2, side),))
     plan = scaling_formulae.Plan(counts, model.objective, chip, 1, batch, 2, batch, 1)
-    for what, each, peak in (
-        ("peak bfloat16 operations", plan.flops, chip.flops),
-        ("memory bandwidth", plan.traffic, chip.memory_bandwidth),
-    ):
-        yield row("training", f"share of the {what}, on paper", device, 100 * each / batch * rate / peak, "%")
+    return {
+        "peak bfloat16 operations": plan.flops / batch / chip.flops,
+        "memory bandwidth": plan.traffic / batch / chip.memory_bandwidth,
+    }
+
+
+def measure_training(options, compare, row):
+    """Rows of the section `training`: images a second; on a GPU what 100 epochs would take, and shares of its peaks."""
+    name, sizes, _, steps = GPU if options.gpu else CPU
+    for size in sizes:
+        for backend in options.backends:
+            places = (HOST,) if backend == "tensorflow" else (HOST, DEVICE)
+            whos = tuple(f"{backend} {place}" for place in places)
+            found = compare("training", size, whos, options.gpu, options.rounds)
+            base = found[whos[0]][1]
+            for who, (facts, times, _) in found.items():
+                case = f"{name}, {steps} x {size} images of {facts['side']} px"
+                rate = facts["images"] / statistics.median(times)
+                ratio = statistics.median(b / t for b, t in zip(base, times, strict=True))
+                yield row("training", case, who, rate, "images/s", None if who == whos[0] else ratio)
+                if not options.gpu:
+                    continue
+                where = f"{who}, {size} a batch"
+                yield row("training", "100 epochs of 100,000 images at that rate", where, CELL / rate, "s", goal=GOAL)
+                for what, share in facts["shares"].items():
+                    case = f"share of the {what} of {facts['device']}, on paper"
+                    yield row("training", case, where, 100 * share * rate, "%")

@@ -223,7 +223,7 @@ def _tell(study, out, train, test, epochs):
                     curves.setdefault(words, []).append((float(row["value"]), float(row[f"{name}_top1"])))
         shaded = tuple({float(row["value"]) for row in mine if row["problems"]})
         panels.append(Panel(TITLES.get(knob, knob), curves, shaded, USUAL.get(knob), log=True))
-    picture = sweep(panels, out / "study.png", lines=lines, shading="the records show a problem")
+    picture = sweep(panels, out / "study.png", lines=lines, shading="the records of a run show a problem")
     has_mlp = any(row["mlp_top1"] for row in rows)
     shown = ["knob", "value", "curve", "linear_top1", "mlp_top1", *LOGGED, "problems"]
     shown = [name for name in shown if any(row[name] for row in rows)]
@@ -232,9 +232,9 @@ def _tell(study, out, train, test, epochs):
         own = row["seed"] if row["knob"] == "seed" else ""  # there a seed is a point
         points.setdefault((row["knob"], row["value"], row["curve"], own), []).append(row)
     cells = [[_cell(name, [row[name] for row in runs]) for name in shown] for runs in points.values()]
-    least, most = (pick((len(runs) for runs in points.values()), default=1) for pick in (min, max))
-    seeds = f"{'' if least == most else 'up to '}{most} seeds a point, mean [lowest, highest]"
-    seeds = seeds if most > 1 else "one seed a point"
+    seeds = sorted({int(row["seed"]) for row in rows})
+    seeds = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    seeds += ", mean [lowest, highest]" if max(map(len, points.values()), default=1) > 1 else ""
     titles = [name.replace("_top1", " top-1, %").replace("mlp", "MLP").replace("_", " ") for name in shown]
     beside = "; ".join(f"{name} {100 * value:.1f} %" for name, value in lines.items())
     protocol = (
@@ -254,15 +254,19 @@ def _tell(study, out, train, test, epochs):
 
 def _cell(name, values):
     """A cell of the table: the value of a run; of several, one for each seed, their mean and range."""
+    count = len(values)
     values = [value for value in values if value]  # none after NaN
     if name == "problems":
-        return " ".join(dict.fromkeys(" ".join(values).split()))
+        kinds = [kind for value in values for kind in value.split()]
+        some = {kind: f" ({kinds.count(kind)} of {count})" if count > 1 else "" for kind in dict.fromkeys(kinds)}
+        return ", ".join(kind + number for kind, number in some.items())
     if name in KEY or not values:
         return values[0] if values else ""
     scale, digits = (100, 1) if name.endswith("_top1") else (1, 2)
     numbers = [scale * float(value) for value in values]
     text = f"{sum(numbers) / len(numbers):.{digits}f}"
-    return text if len(numbers) == 1 else f"{text} [{min(numbers):.{digits}f}, {max(numbers):.{digits}f}]"
+    text += "" if len(numbers) == 1 else f" [{min(numbers):.{digits}f}, {max(numbers):.{digits}f}]"
+    return text if len(numbers) == count else f"{text} ({len(numbers)} of {count})"
 
 
 def _say(line):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import keras
 
-from keras_issl import callbacks, distribution, loggers
+from keras_issl import callbacks, datasets, distribution, loggers
 from keras_issl.cli import recipe_options
 from keras_issl.cli.shared import SOURCES, load, load_split, on_broken, say
 
@@ -88,6 +88,8 @@ def _pretrain(args):
         from keras_issl.recipes import SMOKE_IMAGES
 
         args.limit = min(args.limit or SMOKE_IMAGES, SMOKE_IMAGES)
+    if args.on_device:
+        datasets.device.check_backend()  # before all images are read
     if args.compare:
         _compare(args, make_recipe, out)
         return

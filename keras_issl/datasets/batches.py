@@ -112,12 +112,14 @@ class Batches(keras.utils.PyDataset):
         self.blocks, self.shards, self.read_ahead = blocks, int(shards), read_ahead
         self.epoch = initial_epoch
         self._first = 0  # batches of this epoch that are left out
-        self._order = (None, None)  # the latest pass and its order
+        self._order = (None, None)  # the latest pass and the indices of its batches
         self._served = None  # numbers asked for in the epoch that Keras has begun
         self.seconds, self._made, self._making = 0.0, 0, 0.0
         self.decodes = not isinstance(images, np.ndarray | DeviceImages)
         ahead = _AHEAD * self.decodes if read_ahead is None else read_ahead
-        self._timed_ahead = Ahead(self._timed, self._following, ahead) if ahead else self._timed
+        if ahead and isinstance(images, DeviceImages):
+            raise ValueError(f"`read_ahead` should be left out for images on the device. Received: {read_ahead}.")
+        self._ahead = Ahead(self._timed, self._following, ahead) if ahead else None
 
     @property
     def batches_per_pass(self):
@@ -153,7 +155,7 @@ class Batches(keras.utils.PyDataset):
             self._served.add(number)
         began = time.monotonic()
         try:
-            batch = self._timed_ahead((self.epoch, self._first + number))
+            batch = (self._ahead or self._timed)((self.epoch, self._first + number))
             return batch if isinstance(batch, tuple | np.ndarray) else (batch,)  # Keras takes no bare tensor
         finally:
             self.seconds += time.monotonic() - began
@@ -173,23 +175,27 @@ class Batches(keras.utils.PyDataset):
     def batch(self, epoch, number):
         """Batch `number` of `epoch`, whatever was asked for before."""
         pass_number, position = divmod(epoch * self.batches_per_epoch + number, self.batches_per_pass)
-        size = self.batch_size // self.shards  # images of each shard
-        indices = self._shards(pass_number)[:, position * size : (position + 1) * size].reshape(-1)  # (B,)
-        index, parts = self.share
-        if parts > 1:
-            indices = np.split(indices, parts)[index]
-        on_device = isinstance(self.images, DeviceImages)
-        images = self.images.gather(indices) if on_device else self.images[indices]  # (B, ...)
-        return images if self.labels is None else (images, self.labels[indices])
+        size = self.batch_size // self.share[1]
+        mine = slice(position * size, (position + 1) * size)
+        order, there = self._order_of(pass_number)
+        images = self.images[order[mine]] if there is None else self.images.gather(there[mine])  # (B, ...)
+        return images if self.labels is None else (images, self.labels[order[mine]])
 
-    def _shards(self, pass_number):
-        """Indices (shards, images a shard) of a pass."""
-        known, order = self._order  # one read: a thread may be replacing the pair
+    def _order_of(self, pass_number):
+        """Indices of a pass, those of one batch after those of another, and the same on the device or `None`."""
+        known, found = self._order  # one read: a thread may be replacing the pair
         if known != pass_number:
             how = {"shuffle": self.shuffle, "blocks": self.blocks, "shards": self.shards}
-            order = order_of_pass(len(self.images), seed=self.seed, number=pass_number, **how)
-            self._order = (pass_number, order)
-        return order
+            order = order_of_pass(len(self.images), seed=self.seed, number=pass_number, **how)  # (S, images a shard)
+            (index, parts), size = self.share, self.batch_size // self.shards
+            if parts > 1 or self.shards > 1:  # whole batches, each of a part of every shard
+                whole = order.shape[1] // size
+                order = order[:, : whole * size].reshape(self.shards, whole, size).transpose(1, 0, 2)
+                order = order.reshape(whole, parts, -1)[:, index]  # (batches, B / parts)
+            order = order.reshape(-1)
+            found = order, self.images.order(order) if isinstance(self.images, DeviceImages) else None
+            self._order = (pass_number, found)
+        return found
 
     def replace(self, **changes):
         """The same batches but for some of the constructor's arguments."""

@@ -236,7 +236,7 @@ class ImageDataset:
     @property
     def in_memory(self):
         """Whether the images are decoded already."""
-        return not isinstance(self.images, EncodedImages)
+        return isinstance(self.images, np.ndarray | DeviceImages)
 
     @property
     def replaced(self):
@@ -263,8 +263,9 @@ class ImageDataset:
     def on_device(self):
         """The same images for training on an accelerator: they are copied there once, as uint8, when `fit` begins.
 
-        `fit` then gathers each batch on the device, and nothing but its indices travels. The batches are the same. It
-        pays where a step is short beside making and sending a batch, and takes N H W 3 bytes of the device's memory.
+        `fit` then gathers each batch on the device: no images travel any more, only labels, where there are any. The
+        batches are the same. It takes N H W 3 bytes of the device's memory; of several devices, each PyTorch process
+        has a copy on its own, and JAX has one on its first device, from which parts go to the others.
 
         Returns:
             An `ImageDataset`.
@@ -282,8 +283,9 @@ class ImageDataset:
         """
         if not self.in_memory:
             raise ValueError(
-                "`on_device` should be asked of images in memory. Received: images that are decoded when a batch asks "
-                "for them, because they did not fit. Load fewer or smaller ones, or raise `memory_limit`."
+                "Images should be in memory to be put on the device. Received: images that are decoded when a batch "
+                "asks for them. Load fewer (`limit`) or smaller ones (`image_size`), raise `datasets.load`'s "
+                "`memory_limit`, or leave them off the device."
             )
         if isinstance(self.images, DeviceImages):
             return self

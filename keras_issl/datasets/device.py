@@ -15,25 +15,24 @@ class DeviceImages:
         images: uint8 array (N, H, W, 3).
 
     Raises:
-        ValueError: On TensorFlow, whose `fit` takes every batch through the host.
+        ValueError: Another array; on TensorFlow, whose `fit` takes every batch through the host.
 
     Example:
 
     ```python
     images = keras_issl.datasets.DeviceImages(np.zeros((100, 32, 32, 3), "uint8"))
-    images.gather(np.array([3, 1, 4])).shape  # (3, 32, 32, 3)
+    images.gather(images.order([3, 1, 4])).shape  # (3, 32, 32, 3)
     ```
     """
 
     ndim = 4
 
     def __init__(self, images):
-        backend = keras.config.backend()
-        if backend not in ("jax", "torch"):
+        check_backend()
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
-                "Images should be put on the device on JAX or PyTorch only: on TensorFlow Keras takes every batch "
-                f"through the host (`tf.data.Dataset.from_generator`), and reads ahead. Received: the backend "
-                f"{backend!r}. Leave the images where they are, or set KERAS_BACKEND."
+                f"`images` should be a NumPy array (N, H, W, 3) of uint8. Received: {type(images).__name__}"
+                f"{getattr(images, 'shape', '')} of {getattr(images, 'dtype', 'no dtype')}."
             )
         self._host, self._device = images, None
 
@@ -53,6 +52,9 @@ class DeviceImages:
     def __len__(self):
         return len(self._host)
 
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self._host, dtype, copy=copy)
+
     def __getitem__(self, indices):
         return self._host[indices]
 
@@ -60,10 +62,26 @@ class DeviceImages:
         """The images at `indices`, to be copied to the device themselves."""
         return DeviceImages(self._host[indices])
 
+    @staticmethod
+    def order(indices):
+        """Indices (M,) as a tensor on the device: whoever gathers parts of it waits for no copy."""
+        return ops.convert_to_tensor(np.asarray(indices, np.int32))
+
     def gather(self, indices):
-        """The images at `indices` (B,) as a tensor (B, H, W, 3) on the device. The first call copies all of them."""
-        if self._device is None:  # not sooner: by now `fit` knows which device this process trains on
+        """The images at `indices`, a tensor (B,), as a tensor (B, H, W, 3). The first call copies all images."""
+        if self._device is None:  # not sooner: in a process of several, which device is its own is known by now
             # On a CPU PyTorch shares the array, and warns of one that it must not write to.
             host = self._host if self._host.flags.writeable else self._host.copy()
             self._device = ops.convert_to_tensor(host)  # (N, H, W, 3)
-        return ops.take(self._device, np.asarray(indices, np.int32), axis=0)
+        return ops.take(self._device, indices, axis=0)
+
+
+def check_backend():
+    """Raises a `ValueError` on TensorFlow, whose `fit` takes every batch through the host."""
+    backend = keras.config.backend()
+    if backend not in ("jax", "torch"):
+        raise ValueError(
+            "Images should be put on the device on JAX or PyTorch only: on TensorFlow Keras takes every batch through "
+            f"the host (`tf.data.Dataset.from_generator`), and reads ahead. Received: the backend {backend!r}. Leave "
+            "the images where they are, or set KERAS_BACKEND."
+        )

@@ -42,7 +42,7 @@ class Feeding:
         if isinstance(x, datasets.ImageDataset):
             images, y, blocks = x.images, x.labels if x.has_labels else None, x.blocks
         elif is_array(x):
-            images = datasets.as_images(x, self._channels())
+            images = x if isinstance(x, datasets.DeviceImages) else datasets.as_images(x, self._channels())
             datasets.check_range(images)
         else:
             return self._checked_stream(x, whole, steps, fit, parts), y

@@ -23,7 +23,10 @@ def memory_advice(model, error):
     tries = []
     images = None if model.batches is None else model.batches.images
     if isinstance(images, datasets.DeviceImages):
-        tries.append(f"without `on_device()`, whose images take {images.nbytes / 1e9:.1f} GB there")
+        tries.append(
+            "leaving the images on the host, without `on_device()` or --on-device: on the device they take "
+            f"{images.nbytes / 1e9:.1f} GB"
+        )
     if getattr(model.objective, "chunk_size", 0) is None:
         tries.append(f"`chunk_size` of {type(model.objective).__name__}, the same loss in parts")
     if model._remat is None:

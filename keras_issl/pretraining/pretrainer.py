@@ -237,19 +237,22 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         if validation_split:
             x, y, validation_data = self._hold_out(x, y, validation_split, validation_data)
         reorder = shuffle and isinstance(x, keras.utils.PyDataset)  # other streams bring their own order
-        x, y = self._stream(x, y, batch_size, shuffle=shuffle, steps=steps_per_epoch)
-        if validation_data is not None:
-            images, labels, *_ = (
-                (*validation_data, None) if isinstance(validation_data, tuple) else (validation_data, None)
-            )
-            size = kwargs.pop("validation_batch_size", None) or batch_size
-            validation_data, _ = self._stream(images, labels, size, shuffle=False, fit=False)
-        distribution.check_engine(self)
-        if not self.optimizer.built:  # a copy of the state has to be whole from the first step on
-            with distribution.scope_of(self):
-                self.optimizer.build(self.trainable_variables)
-        checkpoint = checkpoint_of(self._with(callbacks))
+        checkpoint = None
         try:
+            self.batches = x if isinstance(x, datasets.Batches) else None  # already while its first batch is looked at
+            x, y = self._stream(x, y, batch_size, shuffle=shuffle, steps=steps_per_epoch)
+            self.batches = x if isinstance(x, datasets.Batches) else None
+            if validation_data is not None:
+                images, labels, *_ = (
+                    (*validation_data, None) if isinstance(validation_data, tuple) else (validation_data, None)
+                )
+                size = kwargs.pop("validation_batch_size", None) or batch_size
+                validation_data, _ = self._stream(images, labels, size, shuffle=False, fit=False)
+            distribution.check_engine(self)
+            if not self.optimizer.built:  # a copy of the state has to be whole from the first step on
+                with distribution.scope_of(self):
+                    self.optimizer.build(self.trainable_variables)
+            checkpoint = checkpoint_of(self._with(callbacks))
             place = self._place(checkpoint, x, epochs, kwargs.pop("initial_epoch", 0))
             self._begin_run(x, epochs, place, steps_per_epoch)
             if isinstance(x, datasets.Batches):  # its order is its own: a pure function of seed and epoch
@@ -260,7 +263,6 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
             if distribution.share_of_process()[1] > 1:
                 callbacks = [*self._with(callbacks), StopTogether()]
                 verbose = verbose if distribution.is_writer() else 0
-            self.batches = x if isinstance(x, datasets.Batches) else None
             options = {"validation_data": validation_data, "shuffle": reorder, "steps_per_epoch": steps_per_epoch}
             options |= kwargs
             if checkpoint is not None:
@@ -348,7 +350,9 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         """
         x = datasets.as_py_dataset(x[0] if isinstance(x, tuple) else x)
         if isinstance(x, datasets.ImageDataset) or is_array(x):
-            images = x.images if isinstance(x, datasets.ImageDataset) else datasets.as_images(x, self._channels())
+            images = x.images if isinstance(x, datasets.ImageDataset) else x
+            if images is x and not isinstance(x, datasets.DeviceImages):
+                images = datasets.as_images(x, self._channels())
             x = datasets.Batches(images, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=False)
             batch_size = None
         scoring, self._scoring = self._scoring, False  # a callback may ask for features within `evaluate`
