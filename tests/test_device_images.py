@@ -217,6 +217,7 @@ def test_a_recipe_runs_on_images_on_the_device(data, tmp_path, gathered):
 
 
 @on_a_device
+@pytest.mark.slow("jax")
 def test_the_command_takes_it(tmp_path, capsys, gathered):
     command = ["pretrain", "digits", "--recipe", "cifar10/simclr", "--smoke", "--no-page", "--out"]
     assert cli.main([*command, str(tmp_path / "device"), "--on-device"]) == 0 and gathered

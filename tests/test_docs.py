@@ -21,7 +21,10 @@ MODULES = sorted(
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {"distribution.md"}  # each snippet on its engine: test_many_devices.py
 ON_TENSORFLOW = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="its numbers are TensorFlow's")
-WHERE = {"README.md": [pytest.mark.slow("tensorflow", "jax")], "collapse.md": [ON_TENSORFLOW]}
+WHERE = {
+    "README.md": [pytest.mark.slow("tensorflow", "jax")],
+    "collapse.md": [ON_TENSORFLOW, pytest.mark.slow],
+}  # ten trainings
 PAGES = [
     pytest.param(page, marks=WHERE.get(page.name, [pytest.mark.backend_independent]), id=page.name)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
