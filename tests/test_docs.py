@@ -23,8 +23,8 @@ ELSEWHERE = {"distribution.md"}  # each snippet on its engine: test_many_devices
 ON_TENSORFLOW = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="its numbers are TensorFlow's")
 WHERE = {
     "README.md": [pytest.mark.slow("tensorflow", "jax")],
-    "collapse.md": [ON_TENSORFLOW, pytest.mark.slow],
-}  # ten trainings
+    "collapse.md": [ON_TENSORFLOW, pytest.mark.slow],  # it trains again and again
+}
 PAGES = [
     pytest.param(page, marks=WHERE.get(page.name, [pytest.mark.backend_independent]), id=page.name)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
