@@ -23,6 +23,8 @@ from pathlib import Path
 
 import keras
 
+from keras_issl.files import write_json
+
 IDS = "loggers.json"  # in the run folder: tool -> its id of this run, by which a resumed run goes on
 
 
@@ -153,9 +155,7 @@ class Loggers:
             run_id = self._tools[name].open(self._folder, ids.get(name), self._config, self._run_name)
             self._open[name] = self._tools[name]
             if run_id and run_id != ids.get(name):
-                temporary = path.with_name(IDS + ".tmp")
-                temporary.write_text(json.dumps(ids | {name: run_id}, indent=2) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
+                write_json(path, ids | {name: run_id})
 
     def record(self, step, row):
         """Logs one row of a run's records.

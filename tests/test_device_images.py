@@ -107,11 +107,13 @@ def test_what_looks_like_an_array_is_taken_for_one(data, gathered):
         model.fit(x, batch_size=BATCH, verbose=0)
     assert_same_state(*models)
     assert gathered == [BATCH] * 5
+    models[1].fit(images.subset(slice(32)), batch_size=BATCH, validation_split=0.5, verbose=0)
+    assert gathered[5:].count(BATCH) >= 4  # two of each half
     features = [models[0].predict(x, verbose=0) for x in (data.images, images)]
     np.testing.assert_array_equal(features[0], features[1])
     features = [keras_issl.extract_features(models[0].encoder, x, verbose=False) for x in (data, data.on_device())]
     np.testing.assert_array_equal(features[0].array, features[1].array)
-    for wrong in (data.images.astype("float32"), data.images[0], list(data.images)):
+    for wrong in (data.images.astype("float32"), data.images[0], list(data.images), data.images[..., :1]):
         with pytest.raises(ValueError, match="`images` should be a NumPy array"):
             datasets.DeviceImages(wrong)
     with pytest.raises(ValueError, match="`read_ahead` should be left out"):
@@ -158,7 +160,7 @@ def test_it_is_the_same_dataset(data):
     one, other = there.split(0.5)
     for part, expected in zip((one, other), data.split(0.5), strict=True):
         assert part.fingerprint == expected.fingerprint and "on the device" in repr(part)
-        gathered = part.images.gather(np.arange(len(part)))
+        gathered = part.images.gather(part.images.to_device(np.arange(len(part))))
         np.testing.assert_array_equal(datasets.to_numpy(gathered), expected.images)
     assert "on the device" in repr(there.with_classes("cab"))
 
@@ -195,13 +197,13 @@ def test_a_device_that_they_do_not_fit_on_is_told_of(way, data, monkeypatch):
         layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)]
         model = keras_issl.Pretrainer(keras_issl.encoders.Adapter(keras.Sequential(layers)), members.SMALL["DISSL"]())
         model.compile("sgd")
-    with pytest.raises(MemoryError, match=r"Try leaving the images on the host, without `on_device\(\)`.*take 0.0 GB"):
+    words = r"of 8 images\. Try leaving the images on the host, without `on_device\(\)`.*they take 0 MB"
+    with pytest.raises(MemoryError, match=words):
         model.fit(x, **size, verbose=0)
     assert model.batches is None
-    monkeypatch.setattr(datasets.ImageDataset, "images", property(full), raising=False)
-    with pytest.raises(MemoryError) as told:  # of images on the host no word of that
-        pretrainer().fit(data, batch_size=BATCH, verbose=0)
-    assert "on_device" not in str(told.value)
+    monkeypatch.setattr(datasets.Batches, "batch", full)
+    with pytest.raises(MemoryError, match=r"of 8 images\. Try (`chunk_size`|`Pretrainer\(remat)"):
+        model.fit(data, batch_size=BATCH, verbose=0)  # of images on the host no word of that
 
 
 @on_a_device

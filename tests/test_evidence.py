@@ -150,7 +150,8 @@ def test_a_study_has_a_row_a_point_and_trains_no_recipe_twice(tmp_path, capsys, 
         again = [tuple(row[name] for name in study.KEY) for row in csv.DictReader(file)]
     assert again[6:] == [("maximality_weight", "2.3", "", "1"), ("maximality_weight", "0", "", "1")]
     text = (out / "knobs" / "study.md").read_text()
-    assert "says, seeds 0, 1, mean [lowest, highest], float32" in text and text.count("| maximality_weight | 0 ") == 1
+    assert "says, the seeds that stand there, mean [lowest, highest], float32" in text
+    assert "| 0, 1 |" in text and text.count("| maximality_weight | 0 ") == 1
     with pytest.raises(SystemExit, match="another recipe, other images or on another"):
         study.main(["knobs", data, str(out), "--epochs", "3"])
     capsys.readouterr()
@@ -160,7 +161,7 @@ def test_several_seeds_are_told_by_their_mean_and_range():
     assert study._cell("linear_top1", ["0.4", "0.38", "0.45"]) == "41.0 [38.0, 45.0]"
     assert study._cell("linear_top1", ["0.4", ""]) == "40.0 (1 of 2)" and study._cell("linear_top1", [""]) == ""
     assert study._cell("marginal_entropy", ["6.5", "6.75"]) == "6.62 [6.50, 6.75]"
-    assert study._cell("value", ["2.3", "2.3"]) == "2.3"
+    assert study._cell("value", ["2.3", "2.3"]) == "2.3" and study._cell("seed", ["0", "1"]) == "0, 1"
     assert study._cell("problems", ["few_classes", "", "few_classes NaN"]) == "few_classes (2 of 3), NaN (1 of 3)"
     assert study._cell("problems", ["few_classes NaN"]) == "few_classes, NaN"
 

@@ -16,11 +16,12 @@ BACKENDS = {"tensorflow", "torch", "jax"}
 MAY_IMPORT_A_BACKEND = {"distribution", "zoo/checkpoints"}
 
 BASE = {"_backend", "distribution", "heads", "encoders", "augmentations", "optimizers", "datasets", "provenance"}
-BASE |= {"environment", "moving_average"}
+BASE |= {"environment", "files", "moving_average"}
 EVALUATION = {"features", "probes", "results", "diagnostics", "report"}
 ALLOWED = {  # room -> rooms of this library that it may import
     "_backend": set(),
     "distribution": set(),
+    "files": set(),
     "environment": {"distribution"},
     "heads": {"distribution"},
     "encoders": {"distribution"},
@@ -32,15 +33,15 @@ ALLOWED = {  # room -> rooms of this library that it may import
     "losses": {"objectives"},
     "pretraining": BASE | {"objectives", "callbacks"},
     "callbacks": BASE | {"objectives", "diagnostics"},
-    "loggers": set(),
+    "loggers": {"files"},
     "provenance": set(),
     "features": {"datasets", "distribution", "encoders", "provenance"},
     "probes": {"distribution", "features", "results"},
     "diagnostics": {"features", "probes"},
-    "results": {"distribution", "environment", "report"},
+    "results": {"distribution", "environment", "files", "report"},
     "report": set(),
     "finetuning": {"distribution", "encoders"},
-    "zoo": {"distribution", "encoders", "objectives", "augmentations", "datasets", "provenance"},
+    "zoo": {"distribution", "files", "encoders", "objectives", "augmentations", "datasets", "provenance"},
     "recipes": BASE | {"objectives", "pretraining"},
     "runs": BASE | EVALUATION | {"objectives", "pretraining", "callbacks", "loggers", "recipes", "zoo"},
     "comparison": BASE | EVALUATION | {"recipes", "runs", "zoo"},

@@ -22,7 +22,8 @@ from hub_server import HubServer
 from PIL import Image
 
 from keras_issl import encoders
-from keras_issl.zoo import cards, layout, registry, saving
+from keras_issl.files import write_json
+from keras_issl.zoo import cards, registry, saving
 
 pytestmark = pytest.mark.backend_independent
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def write_preset(folder, name):
     sizes = {"resize": 36, "crop": 32}
     files = {"config.json": made["files"]["config.json"]}
     made |= about | {"name": name, "source": source, "preprocessing": sizes, "versions": {}, "files": files}
-    layout.write_json(folder / "metadata.json", made)
+    write_json(folder / "metadata.json", made)
     (folder / "README.md").write_text(cards.card(made), encoding="utf-8")
 
 

@@ -137,7 +137,7 @@ def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_it(tmp_path):
     process.stdout.close()
     with runs.locked_folder(folder, resume=True):
         pass
-    (folder / "run.json").rename(folder / "run.json.tmp")  # it was killed while it wrote that
+    (folder / "run.json").rename(folder / ".run.json.123.tmp")  # it was killed while it wrote that
     with runs.locked_folder(folder), runs.locked_folder(tmp_path / "other"):
         pass
 

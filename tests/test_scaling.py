@@ -9,10 +9,11 @@ import members
 import pytest
 
 import keras_issl
-from keras_issl import distribution, encoders, objectives
+from keras_issl import distribution, encoders, objectives, recipes
 
 ROOT = Path(keras_issl.__file__).parent.parent
 sys.path.append(str(ROOT / "tools"))
+import benchmark_training  # noqa: E402
 import scaling  # noqa: E402
 import scaling_count  # noqa: E402
 import scaling_formulae as F  # noqa: E402
@@ -255,3 +256,12 @@ def test_the_page_says_what_the_command_prints(words, capsys):
     scaling.main(words.split())
     for line in capsys.readouterr().out.splitlines():
         assert line in page
+
+
+@once
+def test_the_benchmark_of_training_knows_a_chip_by_its_name():
+    recipe, _ = recipes.override("tiny_imagenet/dissl", {"batch_size": 8})
+    found = benchmark_training.shares(recipe, "NVIDIA H200")
+    assert len(found) == 2 and all(0 < share < 1e-3 for share in found.values())  # of what an image a second takes
+    for other in ("NVIDIA GH200 480GB", "NVIDIA A100-SXM4-80GB", ""):
+        assert benchmark_training.shares(recipe, other) == {}

@@ -56,7 +56,8 @@ def shares(recipe, device):
 
     from keras_issl import recipes
 
-    chip = next((c for name, c in scaling_formulae.CHIPS.items() if name in device.lower().replace(" ", "_")), None)
+    words = device.lower().split()  # "NVIDIA H200": a GH200 is another chip
+    chip = next((chip for name, chip in scaling_formulae.CHIPS.items() if name in words), None)
     if chip is None:
         return {}
     side, batch = recipe.augmentation_args["size"], recipe.batch_size

@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 from keras_issl import comparison, datasets, probes, recipes, report, results, runs
-from keras_issl.zoo.layout import write_bytes, write_json, write_text
+from keras_issl.files import write_bytes, write_json, write_text
 
 # Top-1 in the authors' README: one seed, the probe's weight decay chosen on the validation images that it is scored on.
 PUBLISHED = {

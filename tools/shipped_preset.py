@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 import keras_issl
-from keras_issl import comparison, datasets, probes, recipes, report, results, runs
+from keras_issl import comparison, datasets, files, probes, recipes, report, results, runs
 from keras_issl.zoo import cards, layout, registry
 
 NAME, RECIPE = "dissl_resnet10_d160_cifar10", "cifar10/dissl-small"
@@ -66,7 +66,7 @@ def main(arguments=None):
         class_names=test.class_names,
     )
     metadata = _verified(args.folder)
-    layout.write_text(args.folder / layout.CARD, cards.builtin_card(args.folder))
+    files.write_text(args.folder / layout.CARD, cards.builtin_card(args.folder))
     size = sum(path.stat().st_size for path in args.folder.iterdir())
     print(report.table(["", *SOURCES.values()], _table(rows)))
     print(f"{args.folder}: {size / 1e6:.1f} MB, verified on {metadata['versions']['verified_on']}")
@@ -209,7 +209,7 @@ def _verified(folder):
     metadata["files"].pop(layout.CARD, None)  # written anew, by tools/update_cards.py too
     metadata["versions"]["verified_on"] = ", ".join(found)
     metadata["verified"] = len(found) == 3
-    layout.write_json(path, metadata)
+    files.write_json(path, metadata)
     return metadata
 
 

@@ -23,8 +23,8 @@ import keras
 
 from keras_issl import comparison, datasets, probes, recipes, report, results, runs
 from keras_issl.comparison.rows import write_rows
+from keras_issl.files import write_json, write_text
 from keras_issl.report.sweep import Panel, sweep
-from keras_issl.zoo.layout import write_json, write_text
 
 IMAGES, TEST_IMAGES, EPOCHS, CLASSES = 12_800, 10_000, 5, 1024  # 250 steps of 256
 RANDOM, PIXELS = "random encoder", "raw pixels"
@@ -231,10 +231,12 @@ def _tell(study, out, train, test, epochs):
     for row in rows:
         own = row["seed"] if row["knob"] == "seed" else ""  # there a seed is a point
         points.setdefault((row["knob"], row["value"], row["curve"], own), []).append(row)
+    if any(len(runs) > 1 for runs in points.values()):
+        shown.insert(shown.index("linear_top1"), "seed")
     cells = [[_cell(name, [row[name] for row in runs]) for name in shown] for runs in points.values()]
-    seeds = sorted({int(row["seed"]) for row in rows})
-    seeds = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    seeds += ", mean [lowest, highest]" if max(map(len, points.values()), default=1) > 1 else ""
+    seeds = "the seeds that stand there, mean [lowest, highest]"
+    if max(map(len, points.values()), default=1) == 1:
+        seeds = f"seed {', '.join(sorted({row['seed'] for row in rows if row['knob'] != 'seed'})) or 'as it says'}"
     titles = [name.replace("_top1", " top-1, %").replace("mlp", "MLP").replace("_", " ") for name in shown]
     beside = "; ".join(f"{name} {100 * value:.1f} %" for name, value in lines.items())
     protocol = (
@@ -261,7 +263,7 @@ def _cell(name, values):
         some = {kind: f" ({kinds.count(kind)} of {count})" if count > 1 else "" for kind in dict.fromkeys(kinds)}
         return ", ".join(kind + number for kind, number in some.items())
     if name in KEY or not values:
-        return values[0] if values else ""
+        return ", ".join(dict.fromkeys(values))
     scale, digits = (100, 1) if name.endswith("_top1") else (1, 2)
     numbers = [scale * float(value) for value in values]
     text = f"{sum(numbers) / len(numbers):.{digits}f}"

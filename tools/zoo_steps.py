@@ -16,6 +16,7 @@ import zoo_checks
 
 import keras_issl
 from keras_issl import features, report
+from keras_issl.files import write_bytes, write_json, write_text
 from keras_issl.zoo import cards, downloads, format, hub, hub_errors, layout, loading, publishing, registry
 
 STEPS = ("download", "convert", "verify", "card", "push", "check", "record")
@@ -60,7 +61,7 @@ class State:
 
     def save(self):
         """Writes all entries, at once."""
-        layout.write_json(self.path, {"organization": self.organization, "presets": self._presets})
+        write_json(self.path, {"organization": self.organization, "presets": self._presets})
 
 
 class Publication:
@@ -230,7 +231,7 @@ class Publication:
             "versions": zoo_checks.versions(),
         }
         metadata |= {"source": self.entry["source"], "verified": True}
-        layout.write_json(self.folder / layout.METADATA, metadata)
+        write_json(self.folder / layout.METADATA, metadata)
         self.entry["difference"] = difference
         self.say(f"verified, largest difference to PyTorch {difference:.1e} of the largest feature")
 
@@ -244,11 +245,11 @@ class Publication:
             report.neighbours(images, found, self.picture)
         metadata = format.read_metadata(self.folder)
         text = cards.card(metadata, repo=self.repo, picture=self.pictures and layout.PICTURE)
-        layout.write_text(self.folder / layout.CARD, text)
+        write_text(self.folder / layout.CARD, text)
         metadata["files"][layout.CARD] = {
             "sha256": layout.sha256(self.folder / layout.CARD), "bytes": len(text.encode())
         }  # fmt: skip
-        layout.write_json(self.folder / layout.METADATA, metadata)
+        write_json(self.folder / layout.METADATA, metadata)
         self.entry["picture"] = self.pictures is not None
         files = [*sorted(self.folder.iterdir()), *([self.picture] if self.pictures else [])]
         sizes = ", ".join(f"{path.name} {path.stat().st_size / 2**10:,.0f} KiB" for path in files)
@@ -294,7 +295,7 @@ class Publication:
         metadata["files"].pop(layout.CARD, None)  # which here is another one
         metadata["hub"] = self._address
         for name in (layout.GOLDEN, layout.CONFIG):
-            layout.write_bytes(self.shipped / name, (self.folder / name).read_bytes())
-        layout.write_json(self.shipped / layout.METADATA, metadata)
-        layout.write_text(self.shipped / layout.CARD, cards.card(metadata))
+            write_bytes(self.shipped / name, (self.folder / name).read_bytes())
+        write_json(self.shipped / layout.METADATA, metadata)
+        write_text(self.shipped / layout.CARD, cards.card(metadata))
         self.say(f"recorded in {self.shipped}, {layout.GOLDEN} has {metadata['files'][layout.GOLDEN]['bytes']:,} bytes")

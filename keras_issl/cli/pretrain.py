@@ -89,7 +89,7 @@ def _pretrain(args):
 
         args.limit = min(args.limit or SMOKE_IMAGES, SMOKE_IMAGES)
     if args.on_device:
-        datasets.device.check_backend()  # before all images are read
+        datasets.check_on_device()  # before all images are read
     if args.compare:
         _compare(args, make_recipe, out)
         return

@@ -10,7 +10,7 @@ import keras
 from keras_issl import probes, recipes, report, runs
 from keras_issl.comparison.rows import LABELS
 from keras_issl.comparison.shared import check_folder, check_labels, features, pixels, same_classes
-from keras_issl.zoo.layout import write_json
+from keras_issl.files import write_json
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_issl.zoo.layout import write_bytes, write_json, write_text
+from keras_issl.files import write_bytes, write_json, write_text
 
 LABELS = {
     "simclr": "SimCLR", "cissl": "CISSL", "dissl": "DISSL", "dino": "DINO", "swav": "SwAV", "byol": "BYOL",

@@ -23,7 +23,7 @@ from keras_issl.comparison.rows import (
 )
 from keras_issl.comparison.shared import check_folder, check_labels, features, pixels, same_classes
 from keras_issl.comparison.standings import summarise
-from keras_issl.zoo.layout import write_json
+from keras_issl.files import write_json
 
 
 def compare_seeds(

@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_issl import probes, report
 from keras_issl.comparison.rows import NAMES, PIXELS, RANDOM, ROWS, load_right, read_rows
+from keras_issl.files import write_text
 from keras_issl.report.standings import standings
-from keras_issl.zoo.layout import write_text
 
 REFERENCE = "simclr"
 

@@ -6,7 +6,7 @@ in `sources.find_records`.
 
 from keras_issl.datasets.batches import Batches
 from keras_issl.datasets.dataset import ImageDataset, fingerprint, load
-from keras_issl.datasets.device import DeviceImages
+from keras_issl.datasets.device import DeviceImages, check_on_device
 from keras_issl.datasets.images import (
     BrokenImage,
     EncodedImages,
@@ -35,6 +35,7 @@ __all__ = [
     "as_py_dataset",
     "batch_size_of",
     "check_labels",
+    "check_on_device",
     "check_range",
     "count_batches",
     "decode_image",

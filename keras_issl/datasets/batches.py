@@ -43,7 +43,8 @@ class Batches(keras.utils.PyDataset):
         read_ahead: batches that a thread makes ahead of the one asked for. None: 2 where images are decoded when they
             are asked for, else 0.
 
-    Each item is images (B, ...), or a tuple of images and labels (B,); of images on the device, a tuple also alone.
+    Each item is images (B, ...), or a tuple of images and labels (B,). Of images on the device they are tensors, in a
+    tuple of one where there are no labels: Keras takes no bare tensor.
 
     Attributes:
         decodes: Whether images are read and decoded when they are asked for.
@@ -193,7 +194,7 @@ class Batches(keras.utils.PyDataset):
                 order = order[:, : whole * size].reshape(self.shards, whole, size).transpose(1, 0, 2)
                 order = order.reshape(whole, parts, -1)[:, index]  # (batches, B / parts)
             order = order.reshape(-1)
-            found = order, self.images.order(order) if isinstance(self.images, DeviceImages) else None
+            found = order, self.images.to_device(order) if isinstance(self.images, DeviceImages) else None
             self._order = (pass_number, found)
         return found
 

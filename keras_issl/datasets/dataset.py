@@ -263,9 +263,10 @@ class ImageDataset:
     def on_device(self):
         """The same images for training on an accelerator: they are copied there once, as uint8, when `fit` begins.
 
-        `fit` then gathers each batch on the device: no images travel any more, only labels, where there are any. The
-        batches are the same. It takes N H W 3 bytes of the device's memory; of several devices, each PyTorch process
-        has a copy on its own, and JAX has one on its first device, from which parts go to the others.
+        `fit` then gathers each batch on the device: no images travel any more. The batches hold the same images. It
+        takes N H W 3 bytes of the device's memory for as long as this dataset is there, and as much again for each part
+        of it (`split`, `take`) that is trained on. Each process has a copy, on its first device: from there JAX sends
+        the others their parts.
 
         Returns:
             An `ImageDataset`.

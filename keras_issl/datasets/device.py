@@ -21,15 +21,16 @@ class DeviceImages:
 
     ```python
     images = keras_issl.datasets.DeviceImages(np.zeros((100, 32, 32, 3), "uint8"))
-    images.gather(images.order([3, 1, 4])).shape  # (3, 32, 32, 3)
+    images.gather(images.to_device([3, 1, 4])).shape  # (3, 32, 32, 3)
     ```
     """
 
     ndim = 4
 
     def __init__(self, images):
-        check_backend()
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+        check_on_device()
+        is_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
+        if not is_array or images.shape[-1] != 3:
             raise ValueError(
                 f"`images` should be a NumPy array (N, H, W, 3) of uint8. Received: {type(images).__name__}"
                 f"{getattr(images, 'shape', '')} of {getattr(images, 'dtype', 'no dtype')}."
@@ -63,7 +64,7 @@ class DeviceImages:
         return DeviceImages(self._host[indices])
 
     @staticmethod
-    def order(indices):
+    def to_device(indices):
         """Indices (M,) as a tensor on the device: whoever gathers parts of it waits for no copy."""
         return ops.convert_to_tensor(np.asarray(indices, np.int32))
 
@@ -76,7 +77,7 @@ class DeviceImages:
         return ops.take(self._device, indices, axis=0)
 
 
-def check_backend():
+def check_on_device():
     """Raises a `ValueError` on TensorFlow, whose `fit` takes every batch through the host."""
     backend = keras.config.backend()
     if backend not in ("jax", "torch"):

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageOps
 
+from keras_issl.datasets.device import DeviceImages
+
 _TRIES = 20  # images in place of a broken one
 _CHUNK = 64  # images a task at most: enough that the pool's own cost vanishes, few enough that progress moves
 
@@ -245,7 +247,8 @@ def as_images(images, channels=3):
         channels: what the encoder takes, 3 unless it was built for others.
 
     Returns:
-        NumPy array (N, H, W, channels) of the same type; the input itself where nothing had to change.
+        NumPy array (N, H, W, channels) of the same type; the input itself where nothing had to change, and for
+        `DeviceImages`.
 
     Raises:
         ValueError: another rank or number of channels, values that are not numbers, NaN or infinity.
@@ -256,7 +259,7 @@ def as_images(images, channels=3):
     keras_issl.datasets.as_images(np.zeros((8, 28, 28))).shape  # (8, 28, 28, 3)
     ```
     """
-    images = to_numpy(images)
+    given, images = images, to_numpy(images)
     single = images.ndim == 3 and images.shape[-1] in (3, channels) and images.shape[-1] > 1
     if images.ndim not in (3, 4) or single:
         hint = "Give one image a batch axis: images[None]." if single else "Stack images of one size in one array."
@@ -278,7 +281,7 @@ def as_images(images, channels=3):
             f"`images` should have 1 or {channels} channels, last. Received: shape {images.shape}. Move the channels "
             "last, or build an encoder with `channels=`."
         )
-    return images
+    return given if isinstance(given, DeviceImages) else images
 
 
 def check_range(images):

@@ -27,7 +27,9 @@ class Feeding:
                 f"`validation_data`. Received: validation_split={fraction}, x of type {type(x).__name__}"
             )
         cut = round(len(x) * (1 - fraction))
-        return x[:cut], None if y is None else y[:cut], (x[cut:], None if y is None else y[cut:])
+        first, second = slice(cut), slice(cut, None)
+        parts = [x.subset(part) if isinstance(x, datasets.DeviceImages) else x[part] for part in (first, second)]
+        return parts[0], None if y is None else y[first], (parts[1], None if y is None else y[second])
 
     def _channels(self):
         return encoders.image_channels(self.encoder)
@@ -42,7 +44,7 @@ class Feeding:
         if isinstance(x, datasets.ImageDataset):
             images, y, blocks = x.images, x.labels if x.has_labels else None, x.blocks
         elif is_array(x):
-            images = x if isinstance(x, datasets.DeviceImages) else datasets.as_images(x, self._channels())
+            images = datasets.as_images(x, self._channels())
             datasets.check_range(images)
         else:
             return self._checked_stream(x, whole, steps, fit, parts), y

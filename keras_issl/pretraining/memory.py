@@ -6,7 +6,7 @@ from keras_issl import datasets
 
 
 class OutOfMemory(MemoryError):
-    """Memory, of the host or of a device, did not suffice for a training step."""
+    """Memory, of the host or of a device, did not suffice for a training step, or for what comes before the first."""
 
 
 def memory_advice(model, error):
@@ -19,13 +19,13 @@ def memory_advice(model, error):
     Returns:
         A message: what the batch size is, and the switches that are still off, those that cost least first.
     """
-    size = model.images_per_step
+    size = model.images_per_step or (None if model.batches is None else model.batches.batch_size)
     tries = []
     images = None if model.batches is None else model.batches.images
     if isinstance(images, datasets.DeviceImages):
         tries.append(
             "leaving the images on the host, without `on_device()` or --on-device: on the device they take "
-            f"{images.nbytes / 1e9:.1f} GB"
+            f"{images.nbytes / 1e6:,.0f} MB"
         )
     if getattr(model.objective, "chunk_size", 0) is None:
         tries.append(f"`chunk_size` of {type(model.objective).__name__}, the same loss in parts")
@@ -36,7 +36,9 @@ def memory_advice(model, error):
     half = f"a smaller batch ({size // 2} instead of {size})" if size and size > 1 else "a smaller batch"
     tries.append(f"{half}, which for most objectives is another run")
     said = re.sub(r"\s+", " ", str(error)).strip()
+    # How many images a step has is known once training begins.
+    when = "in a training step" if model.images_per_step else "before the first step, in batches"
     return (
-        f"Out of memory in a training step of {size or 'an unknown number of'} images. Try {'; '.join(tries)}. "
+        f"Out of memory {when} of {size or 'an unknown number of'} images. Try {'; '.join(tries)}. "
         f"docs/memory.md says what each costs. ({type(error).__name__}: {said[:200]})"
     )

@@ -350,9 +350,7 @@ class Pretrainer(Encoding, Feeding, OnlineScoring, Saving, distribution.DataPara
         """
         x = datasets.as_py_dataset(x[0] if isinstance(x, tuple) else x)
         if isinstance(x, datasets.ImageDataset) or is_array(x):
-            images = x.images if isinstance(x, datasets.ImageDataset) else x
-            if images is x and not isinstance(x, datasets.DeviceImages):
-                images = datasets.as_images(x, self._channels())
+            images = x.images if isinstance(x, datasets.ImageDataset) else datasets.as_images(x, self._channels())
             x = datasets.Batches(images, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=False)
             batch_size = None
         scoring, self._scoring = self._scoring, False  # a callback may ask for features within `evaluate`

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
+from keras_issl.files import write_text
 from keras_issl.report.words import metric_title, one_line
 from keras_issl.results.schema import SCHEMA, checked, filled, refuse, unique
 from keras_issl.results.words import CAVEATS, called, caveats, cell, clause, described, of_family, percent
@@ -104,12 +104,7 @@ class Result:
         """Writes the result as JSON, whole or not at all; a file that is there is replaced."""
         path = Path(path)
         content = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, content)
 
     @classmethod
     def load(cls, path):

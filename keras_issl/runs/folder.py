@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import keras
 from keras_issl import _backend, results
 from keras_issl.callbacks.checkpoint import differences, in_words
 from keras_issl.callbacks.checkpoint_files import NoSpace, hold, is_full, listed, no_space
-from keras_issl.zoo.layout import write_json, write_text
+from keras_issl.files import write_json, write_text
 
 
 @contextlib.contextmanager
@@ -35,8 +36,8 @@ def locked_folder(path, *, resume=False):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`out` should be a folder. Received: {str(folder)!r}, which is a file.")
     # What a process leaves that was killed before run.json was there.
-    nothing = {"lock", "run.json.tmp"}
-    occupied = folder.is_dir() and any(path.name not in nothing for path in folder.iterdir())
+    nothing = re.compile(r"lock|\.run\.json\.\d+\.tmp")
+    occupied = folder.is_dir() and any(not nothing.fullmatch(path.name) for path in folder.iterdir())
     if occupied and not resume:
         raise ValueError(
             f"`out` should be a new folder. Received: {str(folder)!r}, which exists. "

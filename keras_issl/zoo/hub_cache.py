@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from keras_issl.files import write_text
 from keras_issl.zoo.layout import git_sha1, sha256
 
 COMMIT = SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -51,9 +52,7 @@ def remember(address, commit):
     path = repository(address.repo) / "refs" / (address.revision or "main")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(commit, encoding="ascii")
-        os.replace(temporary, path)
+        write_text(path, commit)
 
 
 def is_sound(path, known=None):

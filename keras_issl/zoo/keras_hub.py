@@ -19,9 +19,10 @@ from pathlib import Path
 import keras
 
 from keras_issl import encoders
+from keras_issl.files import write_json
 from keras_issl.zoo import card_tables, cards, hub, strict
 from keras_issl.zoo.format import check_types
-from keras_issl.zoo.layout import CARD, CONFIG, METADATA, OPTIONAL, REQUIRED, WEIGHTS, sha256, write_json
+from keras_issl.zoo.layout import CARD, CONFIG, METADATA, OPTIONAL, REQUIRED, WEIGHTS, sha256
 from keras_issl.zoo.markdown import escaped, fence, paragraph, quoted, section
 from keras_issl.zoo.saving import whole_folder
 

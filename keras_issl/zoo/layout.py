@@ -1,9 +1,6 @@
-"""What a preset folder holds: names of files, entries of `metadata.json`, and how both are written."""
+"""What a preset folder holds: names of files, and entries of `metadata.json`."""
 
 import hashlib
-import json
-import os
-from pathlib import Path
 
 FORMAT = 1
 CONFIG, METADATA, CARD = "config.json", "metadata.json", "README.md"
@@ -29,24 +26,3 @@ def sha256(path):
 def git_sha1(data):
     """SHA-1 that git, and so the Hub, knows a small file by, in hexadecimal digits."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def write_json(path, value):
-    """Writes JSON as `write_bytes` does."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def write_text(path, text):
-    """Writes text, UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path, content):
-    """Writes a file through a temporary one, so that a reader, or a power cut, never sees half of it."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

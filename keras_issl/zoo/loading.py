@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from keras_issl import encoders, provenance
+from keras_issl.files import write_json
 from keras_issl.zoo import cache, conversion, downloads, format, golden, hub, layout, registry, saving
 
 
@@ -307,4 +308,4 @@ def convert_release(name, file, shipped, target):
         metadata={key: about[key] for key in {*layout.OPTIONAL, "probe"} - {"parameters", "hub"} if about.get(key)},
     )
     if about["verified"]:  # so is this: the release file has the recorded SHA-256, and gives the golden features
-        layout.write_json(target / layout.METADATA, format.read_metadata(target) | {"verified": True})
+        write_json(target / layout.METADATA, format.read_metadata(target) | {"verified": True})

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_issl import encoders, provenance
+from keras_issl.files import write_json
 from keras_issl.zoo import cards, golden, strict
 from keras_issl.zoo.format import ENCODERS, OBJECTIVES, as_model, check_types, read_metadata
 from keras_issl.zoo.layout import (
@@ -27,7 +28,6 @@ from keras_issl.zoo.layout import (
     OPTIONAL,
     WEIGHTS,
     sha256,
-    write_json,
 )
 
 
