@@ -207,6 +207,7 @@ def test_a_device_that_they_do_not_fit_on_is_told_of(way, data, monkeypatch):
 
 
 @on_a_device
+@pytest.mark.slow("jax")
 def test_a_recipe_runs_on_images_on_the_device(data, tmp_path, gathered):
     recipe = keras_issl.recipes.smoke(keras_issl.recipes.get("cifar10/dissl-small"))
     data = datasets.load((np.repeat(np.repeat(data.images, 3, 1), 3, 2), data.labels), image_size=32)
