@@ -166,6 +166,21 @@ def test_several_seeds_are_told_by_their_mean_and_range():
     assert study._cell("problems", ["few_classes NaN"]) == "few_classes, NaN"
 
 
+def test_differences_are_taken_within_a_seed():
+    def row(value, seed, top1, curve=""):
+        made = dict.fromkeys(study.COLUMNS, "") | {"knob": "feature dimension", "curve": curve, "seed": seed}
+        return made | {"value": value, "linear_top1": top1}
+
+    rows = [row("256", "0", "0.40"), row("1024", "0", "0.42"), row("256", "1", "0.30"), row("1024", "1", "0.31")]
+    rows += [row("1024", "2", "0.9"), row("32", "0", "")]  # without a fellow, and after NaN
+    titles, cells, several = study._table(rows)
+    found = [dict(zip(titles, cell, strict=True)) for cell in cells]
+    assert several and [cell["difference"] for cell in found] == ["", "+1.5 [+1.0, +2.0]", ""]
+    assert found[1]["seed"] == "0, 1, 2" and found[0]["linear top-1, %"] == "35.0 [30.0, 40.0]"
+    titles, cells, several = study._table(rows[:2])
+    assert not several and "difference" not in titles and cells[1][2] == "42.0"
+
+
 @pytest.mark.parametrize("name", study.STUDIES)
 def test_every_point_of_a_study_is_a_recipe_that_can_run(name):
     points = study.STUDIES[name]()

@@ -93,6 +93,7 @@ USUAL = {
     "maximality_weight": 2.3, "invariance_weight": 0.8, "num_classes": CLASSES, "teacher_temperature": 0.5,
     "batch_size": 256, "learning_rate": 2e-3, "strength of the augmentation": 1,
 }  # fmt: skip
+REFERENCE = {**USUAL, "feature dimension": 256}  # what other values are held against, within a seed
 TITLES = {
     "maximality_weight": "λ, maximality_weight", "invariance_weight": "β, invariance_weight",
     "num_classes": "C, num_classes", "teacher_temperature": "τ_t, teacher_temperature",
@@ -225,19 +226,9 @@ def _tell(study, out, train, test, epochs):
         panels.append(Panel(TITLES.get(knob, knob), curves, shaded, USUAL.get(knob), log=True))
     picture = sweep(panels, out / "study.png", lines=lines, shading="the records of a run show a problem")
     has_mlp = any(row["mlp_top1"] for row in rows)
-    shown = ["knob", "value", "curve", "linear_top1", "mlp_top1", *LOGGED, "problems"]
-    shown = [name for name in shown if any(row[name] for row in rows)]
-    points = {}  # the runs of each, one a seed
-    for row in rows:
-        own = row["seed"] if row["knob"] == "seed" else ""  # there a seed is a point
-        points.setdefault((row["knob"], row["value"], row["curve"], own), []).append(row)
-    if any(len(runs) > 1 for runs in points.values()):
-        shown.insert(shown.index("linear_top1"), "seed")
-    cells = [[_cell(name, [row[name] for row in runs]) for name in shown] for runs in points.values()]
-    seeds = "the seeds that stand there, mean [lowest, highest]"
-    if max(map(len, points.values()), default=1) == 1:
-        seeds = f"seed {', '.join(sorted({row['seed'] for row in rows if row['knob'] != 'seed'})) or 'as it says'}"
-    titles = [name.replace("_top1", " top-1, %").replace("mlp", "MLP").replace("_", " ") for name in shown]
+    titles, cells, several = _table(rows)
+    seeds = f"seed {', '.join(sorted({row['seed'] for row in rows if row['knob'] != 'seed'})) or 'as it says'}"
+    seeds = "the seeds that stand there, mean [lowest, highest]" if several else seeds
     beside = "; ".join(f"{name} {100 * value:.1f} %" for name, value in lines.items())
     protocol = (
         f"{train.name}: DISSL on {len(train):,} images without labels for {epochs} epochs, a ResNet of 16 to 128 "
@@ -246,12 +237,52 @@ def _tell(study, out, train, test, epochs):
         f"held-out training labels, scored once on {len(test):,} test images; another draw of these would move a "
         f"figure by {196 * (0.25 / len(test)) ** 0.5:.1f} points at most (95 %). "
         + (f"The MLP probe has {MLP['hidden'][0]} hidden units and {MLP['epochs']} epochs. " if has_mlp else "")
+        + ("Differences are taken within a seed, to the usual value; of dimensions, to 256. " if several else "")
         + f"Beside: {beside}. Entropies and losses are the last epoch's means; problems are what the run's own records "
         "are judged as (`diagnostics.judge_training`)."
     )
     text = f"{report.table(titles, cells)}\n\n{protocol}\n"
     write_text(out / "study.md", text)
     _say(f"\n{text}\nWritten to {out}: results.csv, study.md{', study.png' if picture else ''}.")
+
+
+def _table(rows):
+    """Titles, cells with a row a point, and whether any point has several seeds."""
+    points = {}  # the rows of each, one a seed
+    for row in rows:
+        own = row["seed"] if row["knob"] == "seed" else ""  # there a seed is a point
+        points.setdefault((row["knob"], row["value"], row["curve"], own), []).append(row)
+    several = any(len(fellows) > 1 for fellows in points.values())
+    titles, cells = [], [[] for _ in points]
+
+    def add(title, column):
+        titles.append(title)
+        for cell, fellows in zip(cells, points.values(), strict=True):
+            cell.append(column(fellows))
+
+    for name in (*KEY[:3], *(["seed"] if several else []), "linear_top1", "mlp_top1", *LOGGED, "problems"):
+        if not any(row[name] for row in rows):
+            continue
+        title = name.replace("_top1", " top-1, %").replace("mlp", "MLP").replace("_", " ")
+        add(title, lambda fellows, name=name: _cell(name, [row[name] for row in fellows]))
+        if several and name.endswith("_top1"):
+            add("difference", lambda fellows, name=name: _difference(name, fellows, rows))
+    return titles, cells, several
+
+
+def _difference(name, fellows, rows):
+    """How far the rows of a point are from those of the knob's usual value with the same seed: mean and range."""
+    key = lambda row, value: (row["knob"], float(value), row["curve"], row["seed"])  # noqa: E731
+    known = {key(row, row["value"]): float(row[name]) for row in rows if row[name]}
+    usual = REFERENCE.get(fellows[0]["knob"])
+    if usual is None or float(fellows[0]["value"]) == usual:
+        return ""
+    found = [(key(row, row["value"]), key(row, usual)) for row in fellows]
+    found = [100 * (known[here] - known[there]) for here, there in found if here in known and there in known]
+    if not found:
+        return ""
+    text = f"{sum(found) / len(found):+.1f}"
+    return text if len(found) == 1 else f"{text} [{min(found):+.1f}, {max(found):+.1f}]"
 
 
 def _cell(name, values):
