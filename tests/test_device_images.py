@@ -197,13 +197,14 @@ def test_a_device_that_they_do_not_fit_on_is_told_of(way, data, monkeypatch):
         layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)]
         model = keras_issl.Pretrainer(keras_issl.encoders.Adapter(keras.Sequential(layers)), members.SMALL["DISSL"]())
         model.compile("sgd")
-    words = r"of 8 images\. Try leaving the images on the host, without `on_device\(\)`.*they take 0 MB"
+    words = r"before the first step, in batches of 8 images\. Try leaving the images on the host, without "
+    words += r"`on_device\(\)`.*they take 0 MB"
     with pytest.raises(MemoryError, match=words):
         model.fit(x, **size, verbose=0)
     assert model.batches is None
     monkeypatch.setattr(datasets.Batches, "batch", full)
     with pytest.raises(MemoryError, match=r"of 8 images\. Try (`chunk_size`|`Pretrainer\(remat)"):
-        model.fit(data, batch_size=BATCH, verbose=0)  # of images on the host no word of that
+        pretrainer().fit(data, batch_size=BATCH, verbose=0)  # of images on the host no word of that
 
 
 @on_a_device

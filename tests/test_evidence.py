@@ -175,7 +175,7 @@ def test_differences_are_taken_within_a_seed():
     rows += [row("1024", "2", "0.9"), row("32", "0", "")]  # without a fellow, and after NaN
     titles, cells, several = study._table(rows)
     found = [dict(zip(titles, cell, strict=True)) for cell in cells]
-    assert several and [cell["difference"] for cell in found] == ["", "+1.5 [+1.0, +2.0]", ""]
+    assert several and [cell["difference"] for cell in found] == ["", "+1.5 [+1.0, +2.0] (2 of 3)", ""]
     assert found[1]["seed"] == "0, 1, 2" and found[0]["linear top-1, %"] == "35.0 [30.0, 40.0]"
     titles, cells, several = study._table(rows[:2])
     assert not several and "difference" not in titles and cells[1][2] == "42.0"

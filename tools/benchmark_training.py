@@ -56,8 +56,8 @@ def shares(recipe, device):
 
     from keras_issl import recipes
 
-    words = device.lower().split()  # "NVIDIA H200": a GH200 is another chip
-    chip = next((chip for name, chip in scaling_formulae.CHIPS.items() if name in words), None)
+    words = f"_{'_'.join(device.lower().split())}_"  # "NVIDIA H200": a GH200 is another chip
+    chip = next((chip for name, chip in scaling_formulae.CHIPS.items() if f"_{name}_" in words), None)
     if chip is None:
         return {}
     side, batch = recipe.augmentation_args["size"], recipe.batch_size

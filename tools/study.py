@@ -227,8 +227,8 @@ def _tell(study, out, train, test, epochs):
     picture = sweep(panels, out / "study.png", lines=lines, shading="the records of a run show a problem")
     has_mlp = any(row["mlp_top1"] for row in rows)
     titles, cells, several = _table(rows)
-    seeds = f"seed {', '.join(sorted({row['seed'] for row in rows if row['knob'] != 'seed'})) or 'as it says'}"
-    seeds = "the seeds that stand there, mean [lowest, highest]" if several else seeds
+    one = next((row["seed"] for row in rows if row["knob"] != "seed"), "as it says")
+    seeds = "the seeds that stand there, mean [lowest, highest]" if several else f"seed {one}"
     beside = "; ".join(f"{name} {100 * value:.1f} %" for name, value in lines.items())
     protocol = (
         f"{train.name}: DISSL on {len(train):,} images without labels for {epochs} epochs, a ResNet of 16 to 128 "
@@ -247,12 +247,12 @@ def _tell(study, out, train, test, epochs):
 
 
 def _table(rows):
-    """Titles, cells with a row a point, and whether any point has several seeds."""
+    """Titles, cells with a row a point, and whether there are several seeds."""
     points = {}  # the rows of each, one a seed
     for row in rows:
         own = row["seed"] if row["knob"] == "seed" else ""  # there a seed is a point
         points.setdefault((row["knob"], row["value"], row["curve"], own), []).append(row)
-    several = any(len(fellows) > 1 for fellows in points.values())
+    several = len({row["seed"] for row in rows if row["knob"] != "seed"}) > 1
     titles, cells = [], [[] for _ in points]
 
     def add(title, column):
@@ -282,7 +282,8 @@ def _difference(name, fellows, rows):
     if not found:
         return ""
     text = f"{sum(found) / len(found):+.1f}"
-    return text if len(found) == 1 else f"{text} [{min(found):+.1f}, {max(found):+.1f}]"
+    text += "" if len(found) == 1 else f" [{min(found):+.1f}, {max(found):+.1f}]"
+    return text if len(found) == len(fellows) else f"{text} ({len(found)} of {len(fellows)})"
 
 
 def _cell(name, values):

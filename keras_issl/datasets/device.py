@@ -50,6 +50,11 @@ class DeviceImages:
         """Bytes that they take on the device, and again on the host."""
         return self._host.nbytes
 
+    @property
+    def are_there(self):
+        """Whether they have been copied to the device."""
+        return self._device is not None
+
     def __len__(self):
         return len(self._host)
 

@@ -36,8 +36,9 @@ def memory_advice(model, error):
     half = f"a smaller batch ({size // 2} instead of {size})" if size and size > 1 else "a smaller batch"
     tries.append(f"{half}, which for most objectives is another run")
     said = re.sub(r"\s+", " ", str(error)).strip()
-    # How many images a step has is known once training begins.
-    when = "in a training step" if model.images_per_step else "before the first step, in batches"
+    # How many images a step has is known once training begins; and with it images are copied to the device.
+    begun = model.images_per_step and getattr(images, "are_there", True)
+    when = "in a training step" if begun else "before the first step, in batches"
     return (
         f"Out of memory {when} of {size or 'an unknown number of'} images. Try {'; '.join(tries)}. "
         f"docs/memory.md says what each costs. ({type(error).__name__}: {said[:200]})"
