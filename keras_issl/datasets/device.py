@@ -51,7 +51,7 @@ class DeviceImages:
         return self._host.nbytes
 
     @property
-    def are_there(self):
+    def copied(self):
         """Whether they have been copied to the device."""
         return self._device is not None
 

@@ -37,7 +37,7 @@ def memory_advice(model, error):
     tries.append(f"{half}, which for most objectives is another run")
     said = re.sub(r"\s+", " ", str(error)).strip()
     # How many images a step has is known once training begins; and with it images are copied to the device.
-    begun = model.images_per_step and getattr(images, "are_there", True)
+    begun = model.images_per_step and getattr(images, "copied", True)
     when = "in a training step" if begun else "before the first step, in batches"
     return (
         f"Out of memory {when} of {size or 'an unknown number of'} images. Try {'; '.join(tries)}. "

@@ -102,7 +102,6 @@ class Result:
 
     def save(self, path):
         """Writes the result as JSON, whole or not at all; a file that is there is replaced."""
-        path = Path(path)
         content = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
         write_text(path, content)
 
